@@ -1,0 +1,5 @@
+"""`python -m clpstream`."""
+
+from clpstream.cli import main
+
+main()

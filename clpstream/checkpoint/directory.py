@@ -1,0 +1,122 @@
+"""A checkpoint: a directory in Hugging Face layout, known by its config and its headers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clpstream.checkpoint.safetensors_file import Shard, TensorSpan, read_shard
+from clpstream.errors import CheckpointError
+from clpstream.inputs import read_json, read_json_if_there
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+_SAMPLE_BYTES = 65_536
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk. Opening it costs its headers; no tensor is read.
+
+    `index` is the content of model.safetensors.index.json, or None for a single-file checkpoint.
+    """
+
+    directory: Path
+    config: dict[str, Any]
+    shards: tuple[Shard, ...]
+    index: dict[str, Any] | None
+
+    @property
+    def tensors(self) -> Iterator[TensorSpan]:
+        """All tensors, shard by shard, in the order of their data."""
+        return (span for shard in self.shards for span in shard.tensors)
+
+
+def open_checkpoint(directory: str | Path) -> Checkpoint:
+    """Open a checkpoint directory: model.safetensors, or the shards that its index names.
+
+    Raises CheckpointError for whatever keeps it from being read: see `read_shard`.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        what = "is not a directory" if directory.exists() else "no such directory"
+        raise CheckpointError(f"{directory}: {what}; give the directory of a Hugging Face model")
+    if (directory / SINGLE_FILE).exists():
+        index, names = None, [SINGLE_FILE]
+    elif (directory / INDEX_FILE).exists():
+        index = read_json(directory / INDEX_FILE)
+        names = _shard_names(directory, index)
+    else:
+        raise CheckpointError(f"{directory}: {_what_is_there_instead(directory)}")
+    shards = tuple(read_shard(directory / name) for name in names)
+    _check_names(directory, shards, index)
+    return Checkpoint(directory, read_json_if_there(directory / "config.json"), shards, index)
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """SHA-256 that tells checkpoints apart without reading them whole.
+
+    It covers config.json, and of every shard its name, size, header, and the first and last 64 KiB
+    of its data.
+    """
+    digest = hashlib.sha256()
+    config = checkpoint.directory / "config.json"
+    digest.update(config.read_bytes() if config.exists() else b"")
+    for shard in checkpoint.shards:
+        digest.update(f"\0{shard.path.name}\0{shard.size}\0".encode())
+        with shard.path.open("rb") as file:
+            digest.update(file.read(shard.data_start + _SAMPLE_BYTES))
+            file.seek(max(file.tell(), shard.size - _SAMPLE_BYTES))
+            digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _shard_names(directory: Path, index: dict[str, Any]) -> list[str]:
+    where = directory / INDEX_FILE
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{where}: it has no weight_map from tensor names to files")
+    names = list(dict.fromkeys(weight_map.values()))
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+            raise CheckpointError(f"{where}: it names {name!r}, which lies outside {directory}")
+        if not (directory / name).is_file():
+            raise CheckpointError(
+                f"{where}: it names {name}, which is not in {directory}; download the missing shard"
+            )
+    return sorted(names)
+
+
+def _check_names(directory: Path, shards: tuple[Shard, ...], index: dict[str, Any] | None) -> None:
+    home: dict[str, str] = {}
+    for shard in shards:
+        for span in shard.tensors:
+            if span.name in home:
+                raise CheckpointError(
+                    f"{directory}: tensor '{span.name}' is in both {home[span.name]} and "
+                    f"{shard.path.name}"
+                )
+            home[span.name] = shard.path.name
+    for name, file in (index or {}).get("weight_map", {}).items():
+        if home.get(name) != file:
+            raise CheckpointError(
+                f"{directory / INDEX_FILE}: it says that tensor '{name}' is in {file}, which does "
+                "not hold it; the index does not belong to these shards"
+            )
+
+
+def _what_is_there_instead(directory: Path) -> str:
+    if any(directory.glob("*.safetensors")):
+        return (
+            f"safetensors files, but neither {SINGLE_FILE} nor {INDEX_FILE}; download the index, "
+            "or rename a single file"
+        )
+    if any(directory.glob("*.bin")):
+        return (
+            "no safetensors file, only PyTorch .bin files; save the model again with "
+            "save_pretrained(safe_serialization=True)"
+        )
+    return f"no safetensors file in it (looked for {SINGLE_FILE} and {INDEX_FILE})"

@@ -1,0 +1,48 @@
+"""The dtypes of the safetensors format: which have a known size, which clpstream computes with."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+BITS: dict[str, int] = {
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    **dict.fromkeys(
+        ("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8
+    ),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
+}
+"""Bits of one element. A dtype that is not listed is newer than this table: it passes through."""
+
+FLOATS: dict[str, np.dtype[Any]] = {
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+}
+"""The dtypes that a vocabulary tensor may have."""
+
+
+def size_in_bytes(dtype: str, shape: tuple[int, ...]) -> int | None:
+    """Bytes of a tensor; None where the dtype is unknown or does not fill whole bytes."""
+    bits = BITS.get(dtype, 1) * prod(shape)
+    return None if dtype not in BITS or bits % 8 else bits // 8
+
+
+def encode(rows: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
+    """Round float32 rows to a vocabulary tensor's dtype, to nearest, ties to even."""
+    with np.errstate(over="ignore"):  # an overflow gives Inf, which the caller looks for
+        return rows.astype(FLOATS[dtype])
+
+
+def words(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same memory as unsigned integers: copies of these never touch a bit."""
+    return array.view(f"u{array.dtype.itemsize}")

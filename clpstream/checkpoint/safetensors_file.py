@@ -1,0 +1,169 @@
+"""The safetensors header: where each tensor lies in a file.
+
+The safetensors library gives no offsets and has no streaming writer, so this is clpstream's own
+reader and writer of the header. It refuses what the library refuses, before any data is looked at.
+Format: an unsigned little-endian 64-bit header length, that many bytes of JSON, then the data.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clpstream.checkpoint.dtypes import size_in_bytes
+from clpstream.errors import CheckpointError
+from clpstream.inputs import refuse_lfs_pointer
+
+MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
+
+
+@dataclass(frozen=True)
+class TensorSpan:
+    """A tensor on disk: `length` bytes at `offset` (from the start of the file) of `path`."""
+
+    name: str
+    path: Path
+    offset: int
+    length: int
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.path}: tensor '{self.name}'"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One safetensors file: `tensors` in the order of their data, which fills the file whole."""
+
+    path: Path
+    size: int
+    data_start: int
+    tensors: tuple[TensorSpan, ...]
+    metadata: dict[str, str] | None
+
+
+def read_shard(path: Path) -> Shard:
+    """Read and check the header of a safetensors file; no tensor data is read.
+
+    Raises CheckpointError, naming file and tensor, for a Git LFS pointer, a truncated file, a
+    header that is too long or not JSON, and offsets that overlap, leave holes, run out of the
+    file or don't fit dtype and shape.
+    """
+    try:
+        refuse_lfs_pointer(path)
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            _check_header_length(path, length, size)
+            header = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read: {error.strerror}") from None
+    entries = _parse(path, header)
+    metadata = _metadata(path, entries.pop("__metadata__", None))
+    spans = [_span(path, name, entry, 8 + length) for name, entry in entries.items()]
+    spans.sort(key=lambda span: (span.offset, span.length))
+    _check_contiguous(path, spans, 8 + length, size)
+    return Shard(path, size, 8 + length, tuple(spans), metadata)
+
+
+def header_bytes(
+    tensors: list[tuple[str, str, tuple[int, ...], int]], metadata: dict[str, str] | None
+) -> bytes:
+    """The start of a safetensors file, up to its data.
+
+    `tensors` holds (name, dtype, shape, bytes) in the order of the data. The header is padded with
+    spaces so that the data starts at a multiple of 8.
+    """
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
+    end = 0
+    for name, dtype, shape, length in tensors:
+        begin, end = end, end + length
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _check_header_length(path: Path, length: int, size: int) -> None:
+    if size < 8:
+        raise CheckpointError(f"{path}: {size} bytes are too few for a safetensors file")
+    if length > MAX_HEADER_BYTES:
+        raise CheckpointError(
+            f"{path}: its header would be {length} bytes long, over the format's limit of "
+            f"{MAX_HEADER_BYTES}; this is not a safetensors file, or it is damaged"
+        )
+    if 8 + length > size:
+        raise CheckpointError(
+            f"{path}: truncated: its header needs {8 + length} bytes, the file has {size}; "
+            "download it again"
+        )
+
+
+def _parse(path: Path, header: bytes) -> dict[str, Any]:
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        entries = dict(pairs)
+        if len(entries) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise CheckpointError(f"{path}: its header has '{twice}' twice")
+        return entries
+
+    try:
+        entries = json.loads(header.decode(), object_pairs_hook=no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its header is not valid JSON: {error}") from None
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"{path}: its header is not a JSON object")
+    return entries
+
+
+def _metadata(path: Path, metadata: Any) -> dict[str, str] | None:
+    if metadata is None:
+        return None
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise CheckpointError(f"{path}: __metadata__ in its header must map strings to strings")
+    return metadata
+
+
+def _span(path: Path, name: str, entry: Any, data_start: int) -> TensorSpan:
+    def sizes(key: str) -> tuple[int, ...]:
+        values = entry.get(key)
+        if not isinstance(values, list) or not all(type(v) is int and v >= 0 for v in values):
+            raise CheckpointError(f"{path}: tensor '{name}': its {key} is not a list of sizes")
+        return tuple(values)
+
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        raise CheckpointError(f"{path}: tensor '{name}': its header entry has no dtype")
+    shape, offsets = sizes("shape"), sizes("data_offsets")
+    if len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise CheckpointError(f"{path}: tensor '{name}': data_offsets {list(offsets)} are no range")
+    begin, end = offsets
+    expected = size_in_bytes(entry["dtype"], shape)
+    if expected is not None and expected != end - begin:
+        raise CheckpointError(
+            f"{path}: tensor '{name}': {entry['dtype']} {list(shape)} takes {expected} bytes, its "
+            f"data_offsets give {end - begin}"
+        )
+    return TensorSpan(name, path, data_start + begin, end - begin, entry["dtype"], shape)
+
+
+def _check_contiguous(path: Path, spans: list[TensorSpan], data_start: int, size: int) -> None:
+    end = data_start
+    for span in spans:
+        if span.offset != end:
+            fault = "overlaps the tensor before it" if span.offset < end else "leaves a hole"
+            raise CheckpointError(
+                f"{path}: tensor '{span.name}': its data starts at {span.offset - data_start}, "
+                f"which {fault} (expected {end - data_start}); the file is damaged"
+            )
+        end += span.length
+        if end > size:
+            raise CheckpointError(
+                f"{path}: tensor '{span.name}' ends at byte {end}, out of the file's {size}; the "
+                "file is truncated: download it again"
+            )
+    if end < size:
+        raise CheckpointError(f"{path}: {size - end} bytes after the last tensor belong to none")

@@ -1,0 +1,148 @@
+"""Which tensors of a checkpoint are indexed by token id."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from math import prod
+
+from clpstream.checkpoint.directory import Checkpoint
+from clpstream.checkpoint.dtypes import FLOATS
+from clpstream.checkpoint.names import NEVER_VOCABULARY, VOCABULARY_NAMES, Role
+from clpstream.checkpoint.rows import TensorRows
+from clpstream.checkpoint.safetensors_file import TensorSpan
+from clpstream.errors import CheckpointError
+
+_IN_A_LAYER = re.compile(r"\.\d+\.")
+
+
+@dataclass(frozen=True)
+class VocabularyTensor:
+    """A tensor whose axis 0 is indexed by token id: `rows` rows of `width` values."""
+
+    span: TensorSpan
+    role: Role
+
+    @property
+    def name(self) -> str:
+        return self.span.name
+
+    @property
+    def rows(self) -> int:
+        return self.span.shape[0]
+
+    @property
+    def width(self) -> int:
+        return prod(self.span.shape[1:])
+
+
+def find_vocabulary_tensors(
+    checkpoint: Checkpoint,
+    vocab_tensors: Collection[str] = (),
+    pass_through: Collection[str] = (),
+) -> tuple[VocabularyTensor, ...]:
+    """Find the vocabulary tensors: by name, then by a sweep over everything else.
+
+    `vocab_tensors` and `pass_through` are tensor names that the user has decided; they go before
+    both. Raises CheckpointError if there are no input embeddings, if a vocabulary tensor has a
+    dtype that can't be combined, or if a tensor that no rule explains has an axis as long as the
+    vocabulary: a wrong guess would be silent.
+    """
+    names = {span.name for span in checkpoint.tensors}
+    for name in (*vocab_tensors, *pass_through):
+        if name not in names:
+            raise CheckpointError(f"{checkpoint.directory}: there is no tensor '{name}' in it")
+    found = known_vocabulary_tensors(checkpoint, vocab_tensors, pass_through)
+    for tensor in found:
+        _check_usable(tensor)
+    embeddings = input_embeddings(checkpoint, found)
+    lengths = {t.rows for t in found} - {embeddings.width}
+    explained = {t.name for t in found} | set(pass_through)
+    for span in checkpoint.tensors:
+        if span.name not in explained and _looks_like_vocabulary(span, lengths):
+            raise CheckpointError(
+                f"{span}: its shape {list(span.shape)} has an axis as long as the vocabulary, and "
+                f"its name is not known; decide with --vocab-tensor {span.name} or "
+                f"--pass-through {span.name}"
+            )
+    return found
+
+
+def known_vocabulary_tensors(
+    checkpoint: Checkpoint,
+    vocab_tensors: Collection[str] = (),
+    pass_through: Collection[str] = (),
+) -> tuple[VocabularyTensor, ...]:
+    """The tensors that are vocabulary tensors by their name, or because the user says so."""
+    roles = ((s, _role(s.name, vocab_tensors, pass_through)) for s in checkpoint.tensors)
+    return tuple(VocabularyTensor(span, role) for span, role in roles if role is not None)
+
+
+def input_embeddings(
+    checkpoint: Checkpoint, tensors: Iterable[VocabularyTensor]
+) -> VocabularyTensor:
+    """The input embeddings among `tensors`: the first by name length, so a copy never wins.
+
+    Raises CheckpointError if there are none, or they are of a dtype that can't be combined.
+    """
+    found = sorted(
+        (t for t in tensors if t.role == "input embeddings"), key=lambda t: (len(t.name), t.name)
+    )
+    if not found:
+        known = ", ".join(n for n, role in VOCABULARY_NAMES.items() if role == "input embeddings")
+        raise CheckpointError(
+            f"{checkpoint.directory}: no input embeddings found among its tensors (names known: "
+            f"{known})"
+        )
+    _check_usable(found[0])
+    return found[0]
+
+
+def is_tied(tensors: Collection[VocabularyTensor]) -> bool:
+    """Whether the output head is the input embeddings: no head of its own, or equal bytes.
+
+    Decided by the bytes and not by config.json, whose flag is often absent or wrong.
+    """
+    inputs = [t.span for t in tensors if t.role == "input embeddings"]
+    heads = [t.span for t in tensors if t.role == "output head"]
+    return all(any(_same_bytes(head, table) for table in inputs) for head in heads)
+
+
+def _role(name: str, vocab_tensors: Collection[str], pass_through: Collection[str]) -> Role | None:
+    if name in pass_through:
+        return None
+    if name in vocab_tensors:
+        return "named by the user"
+    return next((r for entry, r in VOCABULARY_NAMES.items() if _matches(name, entry)), None)
+
+
+def _matches(name: str, entry: str) -> bool:
+    return name == entry or name.endswith("." + entry)
+
+
+def _looks_like_vocabulary(span: TensorSpan, lengths: set[int]) -> bool:
+    """A weight inside a numbered layer is the model's body, whatever its length."""
+    return (
+        not lengths.isdisjoint(span.shape)
+        and not _IN_A_LAYER.search(span.name)
+        and not any(_matches(span.name, entry) for entry in NEVER_VOCABULARY)
+    )
+
+
+def _check_usable(tensor: VocabularyTensor) -> None:
+    span = tensor.span
+    if span.dtype not in FLOATS:
+        raise CheckpointError(
+            f"{span}: a vocabulary tensor of dtype {span.dtype} can't be combined (it can be "
+            f"{', '.join(FLOATS)}); use a checkpoint whose {tensor.role} are not quantised"
+        )
+    if not span.shape or 0 in span.shape:
+        raise CheckpointError(f"{span}: shape {list(span.shape)} holds no rows")
+
+
+def _same_bytes(a: TensorSpan, b: TensorSpan) -> bool:
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    left, right = TensorRows(a), TensorRows(b)
+    return all((left.words(part) == right.words(part)).all() for part in left.blocks(left.shape[0]))

@@ -1,0 +1,256 @@
+"""The command line: parse, call, print. What it does is in clpstream.conversion.
+
+Exit codes: 0 done; 1 a defect or a failing machine; 2 wrong usage or input that can't be used;
+130 interrupted (Ctrl-C); 143 terminated.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from clpstream.errors import ClpstreamError, TransferError
+from clpstream.version import __version__
+
+if TYPE_CHECKING:
+    from clpstream.conversion import Conversion
+    from clpstream.progress import Progress
+    from clpstream.transfer import Method
+
+Command = Callable[..., Any]
+
+
+def main() -> NoReturn:
+    """Run the command line and exit: the console script."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted; nothing was left behind", 130)
+    except ClpstreamError as error:
+        _fail(str(error), 2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}", 2)
+    except MemoryError:
+        _fail("out of memory; --dry-run tells how much is needed", 1)
+    sys.exit(0)
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    print("clpstream: terminated; nothing was left behind", file=sys.stderr)
+    raise SystemExit(128 + number)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"clpstream: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _option(*names: str, **settings: Any) -> Callable[[Command], Command]:
+    """An option that is also the environment variable CLPSTREAM_ and its long name."""
+    long = next(name for name in names if name.startswith("--"))
+    variable = "CLPSTREAM_" + long.split("/")[0].strip("-").replace("-", "_").upper()
+    return click.option(*names, envvar=variable, show_envvar=True, **settings)
+
+
+def _conversion_options(command: Command) -> Command:
+    """The options that `convert` and `demo` share."""
+    options = [
+        _option(
+            "--method",
+            type=click.Choice(["knn", "clp"]),
+            default="knn",
+            show_default=True,
+            help="How a missing token's row is made. knn: its nearest shared tokens by cosine in "
+            "the helper's embeddings, weighted (WECHSEL, Minixhofer et al. 2022, arXiv 2112.06598; "
+            "FOCUS, Dobler & de Melo 2023, arXiv 2305.14481). clp: all shared tokens, weighted by "
+            "cosine (CLP-Transfer, Ostendorff & Rehm 2023, arXiv 2301.09626); rows whose "
+            "denominator is near zero or negative are guarded and counted.",
+        ),
+        _option(
+            "--neighbors",
+            type=click.IntRange(min=1),
+            metavar="K",
+            default=10,
+            show_default=True,
+            help="knn: how many shared tokens (WECHSEL: 10).",
+        ),
+        _option(
+            "--weights",
+            type=click.Choice(["softmax", "sparsemax", "similarity"]),
+            default="softmax",
+            show_default=True,
+            help="knn: softmax of the cosines (WECHSEL); sparsemax over all shared tokens (FOCUS, "
+            "and CLP+, Yamaguchi et al. 2024, arXiv 2402.10712), for which K is where the search "
+            "starts; or proportional to the cosine (CLP-Transfer).",
+        ),
+        _option(
+            "--temperature",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="T",
+            default=0.1,
+            show_default=True,
+            help="knn with softmax: cosines are divided by this (WECHSEL: 0.1).",
+        ),
+        _option(
+            "--center/--no-center",
+            default=True,
+            show_default=True,
+            help="knn: subtract the shared tokens' mean from the helper's rows before the cosine "
+            "(Mu & Viswanath 2018, arXiv 1702.01417).",
+        ),
+        _option(
+            "--match",
+            type=click.Choice(["bytes", "exact"]),
+            default="bytes",
+            show_default=True,
+            help="When two vocabularies share a token. bytes: it stands for the same bytes, "
+            "however it is written; special tokens by role (bos, eos, pad, unk, cls, sep, mask), "
+            "then by name. exact: the same string, as in CLP-Transfer.",
+        ),
+        _option(
+            "--shared",
+            type=click.Choice(["copy"]),
+            default="copy",
+            show_default=True,
+            help="The rows of shared tokens: copied from the source, bit for bit.",
+        ),
+        _option(
+            "--dry-run",
+            is_flag=True,
+            help="Say what would be done, and the memory and disk it needs; write nothing.",
+        ),
+        _option("--quiet", "-q", is_flag=True, help="Print errors only."),
+        _option(
+            "--json",
+            "as_json",
+            is_flag=True,
+            help="Print one JSON object with the result on stdout; all else goes to stderr.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="clpstream")
+def cli() -> None:
+    """Give a language model a new vocabulary, without loading the model."""
+
+
+@cli.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("helper", type=click.Path(path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path))
+@_conversion_options
+@_option(
+    "--vocab-tensor",
+    "vocab_tensors",
+    metavar="NAME",
+    multiple=True,
+    help="A tensor of SOURCE that is indexed by token id, although its name is not known. Can be "
+    "given several times (in the variable: names with spaces between).",
+)
+@_option(
+    "--pass-through",
+    metavar="NAME",
+    multiple=True,
+    help="A tensor of SOURCE that is not indexed by token id, although it looks like it. Can be "
+    "given several times.",
+)
+@_option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace OUTPUT if it exists, once the new one is whole.",
+)
+@click.pass_context
+def convert(
+    context: click.Context, /, source: Path, helper: Path, output: Path, **options: Any
+) -> None:
+    """Write to OUTPUT the model SOURCE with the vocabulary of HELPER.
+
+    SOURCE is the checkpoint whose weights are kept; HELPER is a (small) one in the target language,
+    with the tokenizer that OUTPUT gets. All three are directories in Hugging Face layout.
+    """
+    from clpstream.conversion import convert as run
+
+    result = run(
+        source,
+        helper,
+        output,
+        method=_method(context, options),
+        match=options["match"],
+        shared=options["shared"],
+        vocab_tensors=options["vocab_tensors"],
+        pass_through=options["pass_through"],
+        overwrite=options["overwrite"],
+        dry_run=options["dry_run"],
+        progress=_progress(options["quiet"]),
+    )
+    _print_result(result, output, options)
+
+
+@cli.command()
+@click.argument("output", type=click.Path(path_type=Path), default="clpstream-demo")
+@_conversion_options
+@click.pass_context
+def demo(context: click.Context, /, output: Path, **options: Any) -> None:
+    """Convert the built-in English model to German; the result goes to OUTPUT.
+
+    An earlier demo in OUTPUT (./clpstream-demo by default) is replaced.
+    """
+    from clpstream.demo import run_demo
+
+    result = run_demo(
+        output,
+        method=_method(context, options),
+        match=options["match"],
+        shared=options["shared"],
+        dry_run=options["dry_run"],
+        progress=_progress(options["quiet"]),
+    )
+    _print_result(result, output, options)
+    if not (options["quiet"] or options["as_json"] or options["dry_run"]):
+        from clpstream.demo import compare_tokenizers
+
+        click.echo(compare_tokenizers(output))
+
+
+def _method(context: click.Context, options: dict[str, Any]) -> Method:
+    from clpstream.transfer import Clp, Knn
+
+    knn = ("neighbors", "weights", "temperature", "center")
+    if options["method"] == "knn":
+        return Knn(**{name: options[name] for name in knn})
+    for name in knn:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise TransferError(f"--{name} is an option of --method knn, not of clp")
+    return Clp()
+
+
+def _progress(quiet: bool) -> Progress:
+    from clpstream.terminal import progress_for
+
+    return progress_for(sys.stderr, quiet)
+
+
+def _print_result(result: Conversion, output: Path, options: dict[str, Any]) -> None:
+    from clpstream.terminal import summary
+
+    if not options["quiet"]:
+        click.echo(summary(result, output), err=options["as_json"])
+    if options["as_json"]:
+        click.echo(json.dumps(result.to_json(), indent=2))

@@ -1,0 +1,181 @@
+"""The pipeline: two checkpoints -> two vocabularies -> overlap -> method -> target directory.
+
+`plan` finds out everything that will happen, from headers and tokenizers alone; `convert` makes
+it happen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clpstream.checkpoint import TensorRows
+from clpstream.errors import NotFiniteError
+from clpstream.output.files import json_bytes, write_file
+from clpstream.output.report import REPORT_FILE, Report, peak_memory
+from clpstream.output.shards import NewTensor, write_shard
+from clpstream.output.staging import check_place, check_space, staged
+from clpstream.output.target_rows import target_rows
+from clpstream.output.verify import verify
+from clpstream.plan import Plan, Shared, make_plan
+from clpstream.progress import Progress, Update
+from clpstream.transfer import Method, Prepared, Rows, Selected, mean
+from clpstream.vocabulary import Match
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The result of `convert`.
+
+    output: the target directory; None after a dry run.
+    report: what clpstream.json holds.
+    bytes_to_write: size of all files of the target.
+    memory_needed: estimate of the peak resident memory, in bytes.
+    seconds, peak_memory (bytes): measured.
+    """
+
+    output: Path | None
+    report: Report
+    bytes_to_write: int
+    memory_needed: int
+    seconds: float
+    peak_memory: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as JSON values: the report's, and what is particular to this run."""
+        return {
+            "output": None if self.output is None else str(self.output),
+            **self.report.to_json(),
+            "bytes_to_write": self.bytes_to_write,
+            "memory_needed": self.memory_needed,
+            "seconds": round(self.seconds, 3),
+            "peak_memory": self.peak_memory,
+        }
+
+
+def convert(
+    source: str | Path,
+    helper: str | Path,
+    output: str | Path,
+    *,
+    method: str | Method = "knn",
+    match: Match = "bytes",
+    shared: Shared = "copy",
+    vocab_tensors: Collection[str] = (),
+    pass_through: Collection[str] = (),
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Write to `output` the source checkpoint with the helper's vocabulary.
+
+    source, helper: directories of Hugging Face checkpoints. output: a directory that is not there
+    yet, or that `overwrite` lets this replace; it appears only once it is whole.
+    method: "knn", "clp", or an object such as Knn(neighbors=5).
+    match: how tokens are matched, see `clpstream.match`.
+    shared: "copy" keeps the source rows of tokens that both vocabularies have, bit for bit.
+    vocab_tensors, pass_through: names of source tensors that clpstream can't tell by itself.
+    dry_run: find out what would happen, and write nothing.
+
+    Raises a ClpstreamError that says what is wrong and what to do; nothing is left behind then.
+    """
+    begin = time.monotonic()
+    output = Path(output)
+    progress = progress or Progress()
+    plan = make_plan(
+        source,
+        helper,
+        method=method,
+        match_by=match,
+        shared=shared,
+        vocab_tensors=vocab_tensors,
+        pass_through=pass_through,
+    )
+    check_place(output, [plan.source.directory, plan.helper.directory], overwrite)
+    memory = peak_memory() + plan.working_bytes
+    check_space(output, plan.bytes_to_write)
+    report = plan.report()
+    if not dry_run:
+        with staged(output, overwrite) as stage:
+            report = _write(plan, stage, progress)
+    return Conversion(
+        output=None if dry_run else output,
+        report=report,
+        bytes_to_write=plan.bytes_to_write,
+        memory_needed=memory,
+        seconds=time.monotonic() - begin,
+        peak_memory=peak_memory(),
+    )
+
+
+def _write(plan: Plan, stage: Path, progress: Progress) -> Report:
+    with _naming_tokens(plan):
+        prepared = _prepare(plan, progress)
+        with progress.task("writing", plan.shard_bytes, "B") as update:
+            for shard in plan.shards:
+                write_shard(
+                    stage / shard.name, shard, lambda part: _rows(plan, prepared, part), update
+                )
+    report = plan.report(prepared)
+    for name, content in plan.written.items():
+        write_file(stage / name, json_bytes(content))
+    for name, path in plan.copied_files.items():
+        write_file(stage / name, path.read_bytes())
+    write_file(stage / REPORT_FILE, json_bytes(report.to_json()))
+    verify(stage, plan.source, dict.fromkeys(plan.vocabulary_names, plan.rows))
+    return report
+
+
+def _prepare(plan: Plan, progress: Progress) -> Prepared:
+    helper = TensorRows(plan.embeddings.span)
+    missing = plan.overlap.missing
+    with progress.task(f"{plan.method.name}: missing tokens", len(missing), "tokens") as update:
+        return plan.method.prepare(
+            Selected(helper, plan.overlap.shared), _Counted(Selected(helper, missing), update)
+        )
+
+
+def _rows(plan: Plan, prepared: Prepared, tensor: NewTensor) -> Iterator[npt.NDArray[Any]]:
+    source = TensorRows(tensor.span)
+    overlap = plan.overlap
+    anchors = Selected(source, overlap.source_of[overlap.shared])
+    unused_row = mean(anchors) if len(overlap.unused) else np.zeros(source.shape[1])
+    return target_rows(
+        source,
+        overlap.source_of,
+        overlap.is_missing,
+        prepared.rows(anchors),
+        unused_row.astype(np.float32),
+    )
+
+
+class _Counted:
+    """Rows that report how many of them were read: the progress of a method's preparation."""
+
+    def __init__(self, rows: Rows, update: Update) -> None:
+        self._rows = rows
+        self._update = update
+        self.shape = rows.shape
+
+    def __getitem__(self, index: Any) -> npt.NDArray[np.float32]:
+        found = self._rows[index]
+        self._update(len(found))
+        return found
+
+
+@contextlib.contextmanager
+def _naming_tokens(plan: Plan) -> Iterator[None]:
+    """Errors of rows know the row; say whose token it is."""
+    try:
+        yield
+    except NotFiniteError as error:
+        from_helper = error.where == str(plan.embeddings.span)
+        vocabulary = plan.target_vocabulary if from_helper else plan.source_vocabulary
+        raise NotFiniteError(error.where, error.row, vocabulary.describe(error.row)) from None

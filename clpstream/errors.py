@@ -1,0 +1,32 @@
+"""The errors that a user's input can cause. Each message says what is wrong, where, what to do."""
+
+
+class ClpstreamError(Exception):
+    """Base of every error that clpstream raises on purpose; the command line exits with 2."""
+
+
+class CheckpointError(ClpstreamError):
+    """A checkpoint directory, shard, index or tensor that can't be used."""
+
+
+class VocabularyError(ClpstreamError):
+    """A tokenizer that can't be read, or two vocabularies that have nothing in common."""
+
+
+class TransferError(ClpstreamError):
+    """Rows that can't be made: bad parameters, or values that are not finite."""
+
+
+class NotFiniteError(TransferError):
+    """NaN or Inf in row `row` of a tensor; `token` is set once it is known whose row it is."""
+
+    def __init__(self, where: str, row: int, token: str | None = None) -> None:
+        whose = "" if token is None else f" (token {token})"
+        super().__init__(
+            f"{where}: row {row}{whose} has NaN or Inf, and it is needed; repair the checkpoint"
+        )
+        self.where, self.row = where, row
+
+
+class OutputError(ClpstreamError):
+    """A target directory that can't be written."""

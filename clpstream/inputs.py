@@ -1,0 +1,46 @@
+"""Small input files: what may be wrong with any of them is said here, once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from clpstream.errors import CheckpointError
+
+_LFS_POINTER = b"version https://git-lfs"
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raise CheckpointError if `path` is a Git LFS pointer and not the file it stands for."""
+    with path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise CheckpointError(
+                f"{path}: a Git LFS pointer, not the file itself; run 'git lfs pull' in its "
+                "repository, or download the file again"
+            )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises CheckpointError if the file can't be read, is a Git LFS pointer, is not UTF-8 JSON, or
+    holds anything but an object.
+    """
+    try:
+        refuse_lfs_pointer(path)
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read: {error.strerror}") from None
+    except RecursionError:
+        raise CheckpointError(f"{path}: nested too deeply to be real") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a JSON object")
+    return content
+
+
+def read_json_if_there(path: Path) -> dict[str, Any]:
+    """Like `read_json`, but a file that does not exist gives an empty object."""
+    return read_json(path) if path.exists() else {}

@@ -1,0 +1,1 @@
+"""The target directory: shards, index, configs, tokenizer files, report; all or nothing."""

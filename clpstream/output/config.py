@@ -1,0 +1,116 @@
+"""config.json and generation_config.json of the target: the source's, with another vocabulary."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_TOKEN_KEY = re.compile(r"(?:(?P<role>\w+)_)?token_(?:id|ids|index)")
+_CLASS_DEFAULTS = ("bos", "eos", "pad")
+"""Ids for which many config classes have defaults, of the vocabulary their authors used."""
+
+
+@dataclass
+class Retarget:
+    """Rewrites vocabulary sizes and token ids in the source's configs, at every nesting level.
+
+    rows: rows of the target's vocabulary tensors.
+    old_sizes: numbers that mean the source's vocabulary size.
+    roles: target token ids by role (bos, eos, ...).
+    target_of: target id of each source token that the target has.
+    warnings: filled with what could not be carried over.
+    """
+
+    rows: int
+    old_sizes: frozenset[int]
+    roles: Mapping[str, int]
+    target_of: Mapping[int, int]
+    warnings: list[str] = field(default_factory=list)
+
+    def config(self, config: Mapping[str, Any], tokenizer_class: str | None) -> dict[str, Any]:
+        """The target's config.json.
+
+        The level that holds vocab_size also gets explicit bos, eos and pad ids: an id left out
+        would take its class's default, which belongs to another vocabulary. `tokenizer_class` is
+        named in it if given: transformers looks there when tokenizer_config.json is silent.
+        """
+        old_sizes = self.old_sizes | _main_sizes(config)
+        new = self._level(config, "config.json", old_sizes)
+        levels = [level for level in _levels(new) if level.get("vocab_size") == self.rows]
+        if not levels:
+            text = new.get("text_config")
+            levels = [text if isinstance(text, dict) else new]
+            levels[0]["vocab_size"] = self.rows
+        for level in levels:
+            for role in _CLASS_DEFAULTS:
+                if level.get(f"{role}_token_id") is None:
+                    level[f"{role}_token_id"] = self.roles.get(role)
+        if tokenizer_class is not None:
+            new["tokenizer_class"] = tokenizer_class
+        else:
+            new.pop("tokenizer_class", None)
+        return new
+
+    def generation_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The target's generation_config.json."""
+        return self._level(config, "generation_config.json", self.old_sizes)
+
+    def _level(
+        self, level: Mapping[str, Any], path: str, old_sizes: frozenset[int]
+    ) -> dict[str, Any]:
+        new: dict[str, Any] = {}
+        for key, value in level.items():
+            where = f"{path}: {key}"
+            if isinstance(value, dict):
+                new[key] = self._level(value, where, old_sizes)
+            elif key == "vocab_size" and value in old_sizes:
+                new[key] = self.rows
+            elif match := _TOKEN_KEY.fullmatch(key):
+                new[key] = self._ids(value, match["role"], where)
+            else:
+                new[key] = value
+        return new
+
+    def _ids(self, value: Any, role: str | None, where: str) -> Any:
+        if type(value) is int:
+            return self._id(value, role, where)
+        if isinstance(value, list) and all(type(item) is int for item in value):
+            return self._list(value, role, where)
+        return value
+
+    def _id(self, value: int, role: str | None, where: str) -> int | None:
+        if role is not None and role in self.roles:
+            return self.roles[role]
+        if value in self.target_of:
+            return self.target_of[value]
+        if role in ("bos", "eos", "pad", "unk", "cls", "sep", "mask"):
+            self.warnings.append(f"{where}: the target tokenizer has no {role} token: null")
+            return None
+        self.warnings.append(
+            f"{where}: token {value} is not in the target vocabulary; left as it is, decide by hand"
+        )
+        return value
+
+    def _list(self, values: list[int], role: str | None, where: str) -> list[int]:
+        kept = [self.target_of[value] for value in values if value in self.target_of]
+        if role is not None and role in self.roles:
+            kept.insert(0, self.roles[role])
+        lost = [value for value in values if value not in self.target_of]
+        if lost:
+            self.warnings.append(
+                f"{where}: dropped {lost}: not in the target vocabulary, kept {kept}"
+            )
+        return list(dict.fromkeys(kept))
+
+
+def _main_sizes(config: Mapping[str, Any]) -> frozenset[int]:
+    levels = (config, config.get("text_config"))
+    sizes = [level.get("vocab_size") for level in levels if isinstance(level, Mapping)]
+    return frozenset(size for size in sizes if type(size) is int)
+
+
+def _levels(config: dict[str, Any]) -> list[dict[str, Any]]:
+    inner = [value for value in config.values() if isinstance(value, dict)]
+    return [config, *(level for value in inner for level in _levels(value))]

@@ -1,0 +1,123 @@
+"""What a conversion did, or would do: the content of clpstream.json."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+REPORT_FILE = "clpstream.json"
+
+
+@dataclass(frozen=True)
+class Input:
+    """A checkpoint that was read.
+
+    name: of its directory. fingerprint: SHA-256 of its config, and of every shard's name, size,
+    header and first and last 64 KiB of data. tokenizer: SHA-256 of its tokenizer.json.
+    tokens: in its vocabulary. parameters: elements of its tensors. bytes: of its shards.
+    """
+
+    name: str
+    model_type: str | None
+    fingerprint: str
+    tokenizer: str
+    tokens: int
+    parameters: int
+    bytes: int
+    shards: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Target tokens: all, those copied from the source, those made, ids that no token has.
+
+    rules: shared tokens by the rule that matched them. guarded: missing tokens whose row the
+    method's formula did not make, by the reason why. not_carried: source tokens that the target
+    does not have.
+    """
+
+    target: int
+    shared: int
+    missing: int
+    unused: int
+    not_carried: int
+    rules: Mapping[str, int]
+    guarded: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class RewrittenTensor:
+    """A vocabulary tensor, with its shape before and after."""
+
+    name: str
+    role: str
+    dtype: str
+    source_shape: tuple[int, ...]
+    target_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PassThrough:
+    """The tensors that did not change."""
+
+    tensors: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """An anchor of a missing token, and its weight."""
+
+    token: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class Example:
+    """A missing token with the anchors that weigh most in its row."""
+
+    id: int
+    token: str
+    anchors: tuple[Anchor, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that clpstream.json holds. The same inputs and options give the same report."""
+
+    versions: Mapping[str, str]
+    options: Mapping[str, Any]
+    source: Input
+    helper: Input
+    tied: bool
+    counts: Counts
+    vocabulary_tensors: tuple[RewrittenTensor, ...]
+    pass_through: PassThrough
+    files: tuple[str, ...]
+    left_behind: tuple[str, ...]
+    examples: tuple[Example, ...]
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return asdict(self)
+
+
+def versions() -> dict[str, str]:
+    """Versions of clpstream and of the libraries that the rows' values depend on."""
+    import faiss
+    import numpy as np
+
+    from clpstream.version import __version__
+
+    return {"clpstream": __version__, "numpy": np.__version__, "faiss": faiss.__version__}
+
+
+def peak_memory() -> int:
+    """Peak resident memory of this process so far, in bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

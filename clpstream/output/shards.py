@@ -1,0 +1,179 @@
+"""Target shards: planned from the source's headers, then written in one pass."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from clpstream.checkpoint import Checkpoint, Shard, TensorSpan, header_bytes
+from clpstream.errors import OutputError
+
+_COPY_BYTES = 64 << 20
+"""Bytes per copy call: few calls, and an interrupt is still answered soon."""
+_BUFFER_BYTES = 4 << 20
+_UNSUPPORTED = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
+
+Progress = Callable[[int], Any]
+
+
+@dataclass(frozen=True)
+class CopiedRange:
+    """Bytes that pass through: one or more adjacent tensors of the source."""
+
+    path: Path
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """A vocabulary tensor: the source's span, and its shape in the target."""
+
+    span: TensorSpan
+    shape: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        return self.span.length // self.span.shape[0] * self.shape[0]
+
+
+@dataclass(frozen=True)
+class TargetShard:
+    """A shard to write: its header, then its parts one after the other."""
+
+    name: str
+    header: bytes
+    parts: tuple[CopiedRange | NewTensor, ...]
+
+    @property
+    def size(self) -> int:
+        return len(self.header) + sum(part.length for part in self.parts)
+
+
+def plan_shards(source: Checkpoint, vocabulary: set[str], rows: int) -> tuple[TargetShard, ...]:
+    """The target's shards: the source's, with `rows` rows in the tensors named in `vocabulary`."""
+    return tuple(_plan_shard(shard, vocabulary, rows) for shard in source.shards)
+
+
+def _plan_shard(shard: Shard, vocabulary: set[str], rows: int) -> TargetShard:
+    if not any(span.name in vocabulary for span in shard.tensors):
+        return TargetShard(shard.path.name, b"", (CopiedRange(shard.path, 0, shard.size),))
+    parts: list[CopiedRange | NewTensor] = []
+    described = []
+    for is_new, run in groupby(shard.tensors, lambda span: span.name in vocabulary):
+        spans = list(run)
+        if is_new:
+            new = [NewTensor(span, (rows, *span.shape[1:])) for span in spans]
+            described += [(t.span.name, t.span.dtype, t.shape, t.length) for t in new]
+            parts += new
+        else:
+            described += [(span.name, span.dtype, span.shape, span.length) for span in spans]
+            length = sum(span.length for span in spans)
+            parts.append(CopiedRange(shard.path, spans[0].offset, length))
+    return TargetShard(shard.path.name, header_bytes(described, shard.metadata), tuple(parts))
+
+
+def write_shard(
+    path: Path,
+    shard: TargetShard,
+    rows: Callable[[NewTensor], Iterator[npt.NDArray[Any]]],
+    progress: Progress,
+) -> None:
+    """Write a shard and fsync it. `rows` gives a vocabulary tensor's rows, block after block.
+
+    Raises OutputError if the blocks don't fill the tensor, OSError if the disk does not take them.
+    """
+    with path.open("wb", buffering=0) as file:
+        _write_all(file.fileno(), shard.header)
+        progress(len(shard.header))
+        for part in shard.parts:
+            if isinstance(part, CopiedRange):
+                _copy_range(part, file.fileno(), progress)
+                continue
+            written = 0
+            for block in rows(part):
+                _write_all(file.fileno(), block.data.cast("B"))
+                written += block.nbytes
+                progress(block.nbytes)
+            if written != part.length:
+                raise OutputError(f"{path}: {part.span.name}: {written} of {part.length} bytes")
+        os.fsync(file.fileno())
+
+
+def index_of(source: Checkpoint, rows: Mapping[str, int]) -> dict[str, Any] | None:
+    """The target's model.safetensors.index.json; None where the source has none.
+
+    total_size is in bytes, total_parameters in elements. Where the source counts its parameters
+    in a way of its own (packed weights), only the vocabulary tensors' part of it changes.
+    """
+    if source.index is None:
+        return None
+    total_size = sum(span.length for span in source.tensors)
+    counted = sum(prod(span.shape) for span in source.tensors)
+    metadata = dict(source.index.get("metadata") or {})
+    stated = metadata.get("total_parameters")
+    parameters = stated if type(stated) is int else counted
+    for span in source.tensors:
+        if span.name in rows:
+            more = rows[span.name] - span.shape[0]
+            parameters += more * prod(span.shape[1:])
+            total_size += more * (span.length // span.shape[0])
+    metadata |= {"total_parameters": parameters, "total_size": total_size}
+    weight_map = {span.name: shard.path.name for shard in source.shards for span in shard.tensors}
+    return {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+
+
+def _write_all(fd: int, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while len(view):
+        view = view[os.write(fd, view) :]
+
+
+def _copy_range(part: CopiedRange, target: int, progress: Progress) -> None:
+    """Copy inside the kernel where it can: copy_file_range, else sendfile, else by a buffer."""
+    with part.path.open("rb", buffering=0) as file:
+        offset, end = part.offset, part.offset + part.length
+        for copy in (_copy_file_range, _sendfile, _read_write):
+            while offset < end:
+                count = copy(file.fileno(), target, offset, min(_COPY_BYTES, end - offset))
+                if count == 0:  # this way does not work here, or no further
+                    break
+                offset += count
+                progress(count)
+    if offset < end:
+        raise OutputError(f"{part.path}: it became shorter while it was copied")
+
+
+def _copy_file_range(source: int, target: int, offset: int, count: int) -> int:
+    try:
+        return os.copy_file_range(source, target, count, offset_src=offset)
+    except (AttributeError, OSError) as error:
+        return _zero_if_unsupported(error)
+
+
+def _sendfile(source: int, target: int, offset: int, count: int) -> int:
+    try:
+        return os.sendfile(target, source, offset, count)
+    except (AttributeError, OSError) as error:
+        return _zero_if_unsupported(error)
+
+
+def _read_write(source: int, target: int, offset: int, count: int) -> int:
+    data = os.pread(source, min(count, _BUFFER_BYTES), offset)
+    _write_all(target, data)
+    return len(data)
+
+
+def _zero_if_unsupported(error: Exception) -> int:
+    """0 where the system lacks the call or has it for other file systems only."""
+    if isinstance(error, OSError) and error.errno not in _UNSUPPORTED:
+        raise error
+    return 0

@@ -1,0 +1,72 @@
+"""Which files go along with the shards: the target's tokenizer, the source's code and licence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "tokenizer.model.v*",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "source.spm",
+    "target.spm",
+    "*.tiktoken",
+    "tekken.json",
+    "chat_template.*",
+    "additional_chat_templates/*",
+    "tokenization_*.py",
+)
+"""Taken from the target tokenizer's directory byte for byte; the source's own are left behind."""
+
+SOURCE_FILES = (
+    "*.py",
+    "LICENSE*",
+    "LICENCE*",
+    "COPYING*",
+    "NOTICE*",
+    "*USE_POLICY*",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
+"""Taken from the source: custom code, licences, what prepares images and sound."""
+
+REWRITTEN = ("config.json", "generation_config.json", "clpstream.json", "*.safetensors*")
+"""Files that the conversion itself writes."""
+
+
+def side_files(source: Path, tokenizer: Path) -> dict[str, Path]:
+    """Relative name in the target -> the file that is copied there."""
+    found = {
+        name: source / name
+        for name in _files(source)
+        if _matches(name, SOURCE_FILES) and not _matches(name, TOKENIZER_FILES)
+    }
+    found |= {
+        name: tokenizer / name for name in _files(tokenizer) if _matches(name, TOKENIZER_FILES)
+    }
+    return dict(sorted(found.items()))
+
+
+def left_behind(source: Path, taken: Mapping[str, Path]) -> list[str]:
+    """The source's files that have no place in the target."""
+    return [name for name in _files(source) if name not in taken and not _matches(name, REWRITTEN)]
+
+
+def _files(directory: Path) -> list[str]:
+    inside = [*directory.glob("*"), *directory.glob("additional_chat_templates/*")]
+    return sorted(str(path.relative_to(directory)) for path in inside if path.is_file())
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)

@@ -1,0 +1,159 @@
+"""All or nothing: the target is written in a hidden directory beside its place, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import glob
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from clpstream.errors import OutputError
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_ASIDE = ".replaced"
+
+
+def check_place(output: Path, inputs: list[Path], overwrite: bool) -> None:
+    """Raise OutputError if the target can't go to `output`; nothing is written or created."""
+    if os.path.lexists(output):
+        if output.is_symlink() or not output.is_dir():
+            raise OutputError(f"{output}: it exists and is not a directory; choose another output")
+        if not overwrite:
+            raise OutputError(
+                f"{output}: it exists; choose another output, or replace it with --overwrite"
+            )
+    place = output.resolve()
+    for path in (path.resolve() for path in inputs):
+        if place == path or path in place.parents:
+            raise OutputError(f"{output}: the output lies inside the input {path}")
+        if place in path.parents:
+            raise OutputError(f"{output}: the output would replace the input {path} inside it")
+    parent = existing_parent(output)
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{output}: {parent} is not a directory that can be written to")
+
+
+def check_space(output: Path, needed: int) -> None:
+    """Raise OutputError if the file system of `output` has less than `needed` bytes free."""
+    free = free_bytes(output)
+    if free < needed:
+        raise OutputError(
+            f"{output}: {needed:,} bytes are needed and {free:,} are free on its file system; make "
+            "room, or choose another output"
+        )
+
+
+def free_bytes(output: Path) -> int:
+    """Bytes free on the file system where `output` would go."""
+    return shutil.disk_usage(existing_parent(output)).free
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest directory above `path` that exists."""
+    return next(parent for parent in path.absolute().parents if parent.exists())
+
+
+@contextlib.contextmanager
+def staged(output: Path, overwrite: bool) -> Iterator[Path]:
+    """A directory to write the target into. It becomes `output` if the block ends well.
+
+    If it does not, nothing stays. What a killed run left beside `output` is removed first: the
+    directory of a run that is alive is locked, and is left alone.
+    """
+    output = output.absolute()
+    made = _make_parents(output.parent)
+    try:
+        _remove_leftovers(output)
+        with _locked_directory(output) as stage:
+            try:
+                yield stage
+                _sync(stage)
+                _put_in_place(stage, output, overwrite)
+            finally:  # after an exchange this is the directory that was replaced
+                shutil.rmtree(stage, ignore_errors=True)
+    except BaseException:
+        for directory in made:
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _locked_directory(output: Path) -> Iterator[Path]:
+    while True:
+        stage = output.with_name(f"{_prefix(output)}{secrets.token_hex(4)}")
+        stage.mkdir()
+        fd = os.open(stage, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with contextlib.suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if stage.exists():  # else another run took it for a leftover before it was locked
+                yield stage
+                return
+        finally:
+            os.close(fd)
+
+
+def _remove_leftovers(output: Path) -> None:
+    for leftover in output.parent.glob(f"{glob.escape(_prefix(output))}*"):
+        with contextlib.suppress(OSError):
+            fd = os.open(leftover, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if leftover.suffix == _ASIDE and not output.exists():
+                    leftover.rename(output)  # killed between the two renames of an exchange
+                else:
+                    shutil.rmtree(leftover)
+            finally:
+                os.close(fd)
+
+
+def _put_in_place(stage: Path, output: Path, overwrite: bool) -> None:
+    try:
+        if overwrite and output.exists():
+            _exchange(stage, output)
+        else:
+            stage.rename(output)
+    except OSError as error:
+        raise OutputError(f"{output}: can't be put in place: {error.strerror}") from None
+    _sync(output.parent)
+
+
+def _exchange(stage: Path, output: Path) -> None:
+    """Swap two directories in one step where the system can, else in two renames."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    old, new = os.fsencode(stage), os.fsencode(output)
+    if renameat2 is not None and renameat2(_AT_FDCWD, old, _AT_FDCWD, new, _RENAME_EXCHANGE) == 0:
+        return
+    aside = stage.with_name(stage.name + _ASIDE)
+    output.rename(aside)
+    try:
+        stage.rename(output)
+    except OSError:
+        aside.rename(output)
+        raise
+    aside.rename(stage)
+
+
+def _sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _make_parents(directory: Path) -> list[Path]:
+    """Create a directory with its parents; those that were created, the innermost first."""
+    made = [d for d in (directory, *directory.parents) if not d.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    return made
+
+
+def _prefix(output: Path) -> str:
+    return f".{output.name}.clpstream-"

@@ -1,0 +1,42 @@
+"""The target is opened again before it is put in place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clpstream.checkpoint import Checkpoint, open_checkpoint
+from clpstream.checkpoint.dtypes import BITS
+from clpstream.errors import OutputError
+
+
+def verify(target: Path, source: Checkpoint, rows: dict[str, int]) -> None:
+    """Check names, dtypes and shapes of the whole target, and that the safetensors library agrees.
+
+    rows: rows of the target's vocabulary tensors by name; all other tensors are the source's.
+    Raises OutputError; that would be a defect of clpstream, not of its input.
+    """
+    written = {span.name: (span.dtype, span.shape) for span in open_checkpoint(target).tensors}
+    expected = {
+        span.name: (span.dtype, (rows[span.name], *span.shape[1:]))
+        if span.name in rows
+        else (span.dtype, span.shape)
+        for span in source.tensors
+    }
+    if written != expected:
+        wrong = sorted(
+            name for name in written | expected if written.get(name) != expected.get(name)
+        )
+        raise OutputError(f"{target}: written wrong: {', '.join(wrong)}; please report this")
+    for shard in source.shards:
+        if all(span.dtype in BITS for span in shard.tensors):
+            _open_with_the_library(target / shard.path.name)
+
+
+def _open_with_the_library(path: Path) -> None:
+    import safetensors  # the independent reader of the format
+
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            file.keys()
+    except safetensors.SafetensorError as error:
+        raise OutputError(f"{path.name}: safetensors refuses it: {error}") from None

@@ -1,0 +1,333 @@
+"""What a conversion will do, known before a byte is written: from headers and tokenizers alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from clpstream.checkpoint import (
+    INDEX_FILE,
+    Checkpoint,
+    VocabularyTensor,
+    find_vocabulary_tensors,
+    fingerprint,
+    input_embeddings,
+    is_tied,
+    known_vocabulary_tensors,
+    open_checkpoint,
+)
+from clpstream.errors import CheckpointError, TransferError
+from clpstream.inputs import read_json_if_there
+from clpstream.output.config import Retarget
+from clpstream.output.files import json_bytes
+from clpstream.output.report import (
+    Anchor,
+    Counts,
+    Example,
+    Input,
+    PassThrough,
+    Report,
+    RewrittenTensor,
+    versions,
+)
+from clpstream.output.shards import TargetShard, index_of, plan_shards
+from clpstream.output.side_files import left_behind, side_files
+from clpstream.transfer import METHODS, Method, Prepared
+from clpstream.vocabulary import Match, Overlap, Vocabulary, match, read_vocabulary
+
+Shared = Literal["copy"]
+
+_EXAMPLES, _ANCHORS_SHOWN = 12, 4
+_READING_BYTES = 64 << 20
+"""Mapped pages of source and helper, a block of the target, and what a copy needs."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Two opened checkpoints, and everything that follows from them for the target.
+
+    tensors: the source's vocabulary tensors. embeddings: the helper's input embeddings.
+    written: JSON files of the target by name. copied_files: files copied byte for byte.
+    """
+
+    source: Checkpoint
+    helper: Checkpoint
+    source_vocabulary: Vocabulary
+    target_vocabulary: Vocabulary
+    tensors: tuple[VocabularyTensor, ...]
+    embeddings: VocabularyTensor
+    tied: bool
+    overlap: Overlap
+    method: Method
+    options: Mapping[str, Any]
+    shards: tuple[TargetShard, ...]
+    written: Mapping[str, dict[str, Any]]
+    copied_files: Mapping[str, Path]
+    warnings: tuple[str, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the target's vocabulary tensors: the largest token id + 1."""
+        return self.target_vocabulary.size
+
+    @property
+    def vocabulary_names(self) -> set[str]:
+        """Names of the source's vocabulary tensors."""
+        return {tensor.name for tensor in self.tensors}
+
+    @property
+    def shard_bytes(self) -> int:
+        """Size of the target's shards."""
+        return sum(shard.size for shard in self.shards)
+
+    @property
+    def bytes_to_write(self) -> int:
+        """Size of the target's shards and other files."""
+        return (
+            self.shard_bytes
+            + sum(len(json_bytes(content)) for content in self.written.values())
+            + sum(path.stat().st_size for path in self.copied_files.values())
+        )
+
+    @property
+    def working_bytes(self) -> int:
+        """Estimate of the memory that the rows take, above what the plan itself holds."""
+        return _READING_BYTES + self.method.working_bytes(
+            len(self.overlap.shared),
+            len(self.overlap.missing),
+            self.embeddings.width,
+            max(tensor.width for tensor in self.tensors),
+        )
+
+    @cached_property
+    def _inputs(self) -> tuple[Input, Input]:
+        return (
+            _describe(self.source, self.source_vocabulary),
+            _describe(self.helper, self.target_vocabulary),
+        )
+
+    def report(self, prepared: Prepared | None = None) -> Report:
+        """What clpstream.json holds; without `prepared`, what a dry run can know of it."""
+        source, helper = self._inputs
+        overlap = self.overlap
+        missing = overlap.missing
+        guarded = {} if prepared is None else prepared.guarded
+        carried = len(np.unique(overlap.source_of[overlap.shared]))
+        passing = [s for s in self.source.tensors if s.name not in self.vocabulary_names]
+        return Report(
+            versions=versions(),
+            options=self.options,
+            source=source,
+            helper=helper,
+            tied=self.tied,
+            counts=Counts(
+                target=len(self.target_vocabulary),
+                shared=len(overlap.shared),
+                missing=len(missing),
+                unused=len(overlap.unused),
+                not_carried=len(self.source_vocabulary) - carried,
+                rules=overlap.rules,
+                guarded={reason: len(rows) for reason, rows in guarded.items()},
+            ),
+            vocabulary_tensors=tuple(
+                RewrittenTensor(
+                    tensor.name,
+                    tensor.role,
+                    tensor.span.dtype,
+                    tensor.span.shape,
+                    (self.rows, *tensor.span.shape[1:]),
+                )
+                for tensor in self.tensors
+            ),
+            pass_through=PassThrough(len(passing), sum(span.length for span in passing)),
+            files=tuple(sorted([*self.written, *self.copied_files])),
+            left_behind=tuple(left_behind(self.source.directory, self.copied_files)),
+            examples=() if prepared is None else self._examples(prepared),
+            warnings=(*self.warnings, *self._guard_warnings(guarded)),
+        )
+
+    def _examples(self, prepared: Prepared) -> tuple[Example, ...]:
+        missing, anchors = self.overlap.missing, self.overlap.shared
+        describe = self.target_vocabulary.describe
+        examples = []
+        for row in _telling(self.target_vocabulary, missing):
+            indices, weights = prepared.nearest(row, _ANCHORS_SHOWN)
+            shown = tuple(
+                Anchor(describe(int(anchors[index])), round(float(weight), 4))
+                for index, weight in zip(indices, weights, strict=True)
+            )
+            examples.append(Example(int(missing[row]), describe(int(missing[row])), shown))
+        return tuple(examples)
+
+    def _guard_warnings(self, guarded: Mapping[str, Any]) -> list[str]:
+        warnings = []
+        for reason, rows in guarded.items():
+            if len(rows):
+                names = ", ".join(
+                    self.target_vocabulary.describe(int(self.overlap.missing[row]))
+                    for row in rows[:10]
+                )
+                more = ", ..." if len(rows) > 10 else ""
+                warnings.append(
+                    f"{len(rows):,} missing tokens were guarded ({self.method.name}: {reason}): "
+                    f"{names}{more}"
+                )
+        return warnings
+
+
+def make_plan(
+    source: str | Path,
+    helper: str | Path,
+    *,
+    method: str | Method = "knn",
+    match_by: Match = "bytes",
+    shared: Shared = "copy",
+    vocab_tensors: Collection[str] = (),
+    pass_through: Collection[str] = (),
+) -> Plan:
+    """Open both checkpoints and plan the target. Arguments and errors as for `convert`."""
+    rule = _method(method)
+    if shared not in get_args(Shared):
+        raise TransferError(f"shared is {shared!r}; it can be {', '.join(get_args(Shared))}")
+    big, small = open_checkpoint(source), open_checkpoint(helper)
+    if not big.config:
+        raise CheckpointError(f"{big.directory}: no config.json in it; the target needs one")
+    tensors = find_vocabulary_tensors(big, vocab_tensors, pass_through)
+    # of the helper only the input embeddings are read, so no sweep over its other tensors
+    embeddings = input_embeddings(small, known_vocabulary_tensors(small))
+    old, new = read_vocabulary(big.directory), read_vocabulary(small.directory)
+    if embeddings.rows < new.size:
+        raise CheckpointError(
+            f"{embeddings.span}: {embeddings.rows} rows, but {new.path} has token ids up to "
+            f"{new.size - 1} ({new.describe(new.size - 1)}); the tokenizer does not belong to "
+            "this helper"
+        )
+    source_rows = min(tensor.rows for tensor in tensors)
+    overlap = match(old, new, match_by, source_rows)
+    tied = is_tied(tensors)
+    files = side_files(big.directory, small.directory)
+    written, notes = _json_files(big, small, new, overlap, tensors)
+    return Plan(
+        source=big,
+        helper=small,
+        source_vocabulary=old,
+        target_vocabulary=new,
+        tensors=tensors,
+        embeddings=embeddings,
+        tied=tied,
+        overlap=overlap,
+        method=rule,
+        options={
+            "method": rule.name,
+            **rule.options(),
+            "match": match_by,
+            "shared": shared,
+            "vocab_tensors": sorted(vocab_tensors),
+            "pass_through": sorted(pass_through),
+        },
+        shards=plan_shards(big, {tensor.name for tensor in tensors}, new.size),
+        written=written,
+        copied_files=files,
+        warnings=(*_warnings(big, old, new, tensors, tied, source_rows), *notes),
+    )
+
+
+def _method(method: str | Method) -> Method:
+    if not isinstance(method, str):
+        return method
+    if method not in METHODS:
+        raise TransferError(f"method is {method!r}; it can be {', '.join(METHODS)}")
+    return METHODS[method]()
+
+
+def _json_files(
+    source: Checkpoint,
+    helper: Checkpoint,
+    target: Vocabulary,
+    overlap: Overlap,
+    tensors: tuple[VocabularyTensor, ...],
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The JSON files that are made from the source's, and warnings."""
+    shared = overlap.shared[::-1]  # so that the lowest target id stays
+    retarget = Retarget(
+        rows=target.size,
+        old_sizes=frozenset(tensor.rows for tensor in tensors),
+        roles=target.roles,
+        target_of={int(overlap.source_of[token]): int(token) for token in shared},
+    )
+    settings = read_json_if_there(helper.directory / "tokenizer_config.json")
+    tokenizer_class = None
+    if "tokenizer_class" not in settings:
+        tokenizer_class = helper.config.get("tokenizer_class") or "PreTrainedTokenizerFast"
+    files = {"config.json": retarget.config(source.config, tokenizer_class)}
+    generation = read_json_if_there(source.directory / "generation_config.json")
+    if generation:
+        files["generation_config.json"] = retarget.generation_config(generation)
+    index = index_of(source, {tensor.name: target.size for tensor in tensors})
+    if index is not None:
+        files[INDEX_FILE] = index
+    return files, retarget.warnings
+
+
+def _warnings(
+    source: Checkpoint,
+    old: Vocabulary,
+    new: Vocabulary,
+    tensors: tuple[VocabularyTensor, ...],
+    tied: bool,
+    source_rows: int,
+) -> list[str]:
+    warnings = []
+    if old.size > source_rows:
+        warnings.append(
+            f"{old.path}: token ids from {source_rows} to {old.size - 1} have no row in the "
+            "source; they are not shared"
+        )
+    for role, piece in new.absent.items():
+        warnings.append(
+            f"{new.path}: the {role} token {piece!r} of tokenizer_config.json is not in the "
+            "tokenizer; transformers gives it an id without a row"
+        )
+    has_head = any(tensor.role == "output head" for tensor in tensors)
+    flag = source.config.get("tie_word_embeddings")
+    if flag is True and not tied:
+        warnings.append(
+            "config.json says tie_word_embeddings, but the source's head differs from its input "
+            "embeddings: each got rows of its own"
+        )
+    if flag is False and not has_head:
+        warnings.append("config.json says that there is an output head, but no shard has one")
+    return warnings
+
+
+def _describe(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Input:
+    return Input(
+        name=checkpoint.directory.resolve().name,
+        model_type=checkpoint.config.get("model_type"),
+        fingerprint=fingerprint(checkpoint),
+        tokenizer=hashlib.sha256(vocabulary.path.read_bytes()).hexdigest(),
+        tokens=len(vocabulary),
+        parameters=sum(prod(span.shape) for span in checkpoint.tensors),
+        bytes=sum(shard.size for shard in checkpoint.shards),
+        shards=len(checkpoint.shards),
+    )
+
+
+def _telling(vocabulary: Vocabulary, missing: Any) -> list[int]:
+    """Places in `missing` of the tokens to show: whole words of some length first."""
+
+    def is_word(token: int) -> bool:
+        text = vocabulary.text[token] or b""
+        word = text.decode("utf-8", "replace")
+        return word[:1] == " " and len(word) > 5 and word[1:].isalpha()
+
+    words = [row for row, token in enumerate(missing) if is_word(int(token))]
+    others = [row for row in range(min(len(missing), _EXAMPLES)) if row not in words[:_EXAMPLES]]
+    return [*words, *others][:_EXAMPLES]

@@ -1,0 +1,130 @@
+"""`knn`: a missing row is a weighted mean of its nearest anchors' rows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from clpstream.errors import TransferError
+from clpstream.transfer.combination import Combined, SparseWeights
+from clpstream.transfer.method import WithMean, heaviest
+from clpstream.transfer.rows import BLOCK_BYTES, Doubles, Floats, Ids, Rows, Unit, blocks, mean
+from clpstream.transfer.search import ANCHOR_BYTES, QUERY_BYTES, nearest
+from clpstream.transfer.weights import similarity, softmax, sparsemax
+
+WeightRule = Literal["softmax", "sparsemax", "similarity"]
+
+
+@dataclass(frozen=True)
+class Knn:
+    """The `neighbors` nearest anchors by cosine in the helper's space, weighted.
+
+    weights:
+        "softmax": exp(s / temperature), normalised, over the k nearest: WECHSEL (Minixhofer et
+        al. 2022, arXiv 2112.06598), whose k=10 and T=0.1 are the defaults.
+        "sparsemax": sparsemax of the scores of all anchors: FOCUS (Dobler & de Melo 2023, arXiv
+        2305.14481) and CLP+ (Yamaguchi et al. 2024, arXiv 2402.10712). `neighbors` is where the
+        search begins; it goes on until the result is exact.
+        "similarity": the score over the sum of scores, as in CLP-Transfer (Ostendorff & Rehm
+        2023, arXiv 2301.09626), over the k nearest; negative scores count as 0.
+    center:
+        subtract the anchors' mean from all helper rows before the cosine, which removes the
+        common direction that embeddings share (Mu & Viswanath 2018, arXiv 1702.01417).
+
+    A token whose helper row has no direction (it is zero, or the mean itself) gets the mean of
+    all anchors. Raises TransferError for parameters out of range.
+    """
+
+    neighbors: int = 10
+    weights: WeightRule = "softmax"
+    temperature: float = 0.1
+    center: bool = True
+    name: ClassVar[str] = "knn"
+
+    def __post_init__(self) -> None:
+        if self.neighbors < 1:
+            raise TransferError(f"neighbors is {self.neighbors}; it must be at least 1")
+        if self.weights not in get_args(WeightRule):
+            known = ", ".join(get_args(WeightRule))
+            raise TransferError(f"weights is {self.weights!r}; it can be {known}")
+        if not 0 < self.temperature < float("inf"):
+            raise TransferError(f"temperature is {self.temperature}; it must be above 0")
+
+    def prepare(self, anchors: Rows, missing: Rows) -> PreparedKnn:
+        """See `Method.prepare`."""
+        center = mean(anchors) if self.center else None
+        units = Unit(anchors, center)
+        k = min(self.neighbors, anchors.shape[0])
+        parts = []
+        lost = np.zeros(missing.shape[0], bool)
+        for block in blocks(missing, QUERY_BYTES):
+            queries = Unit(missing, center)[block]
+            lost[block] = ~queries.any(axis=1)
+            parts.append(self._weigh(queries, units, k))
+        return PreparedKnn(
+            SparseWeights(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+            if parts
+            else SparseWeights(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)),
+            lost,
+        )
+
+    def options(self) -> dict[str, Any]:
+        """See `Method.options`."""
+        options = asdict(self)
+        if self.weights != "softmax":
+            del options["temperature"]
+        return options
+
+    def working_bytes(self, anchors: int, missing: int, d_helper: int, d_source: int) -> int:
+        """See `Method.working_bytes`."""
+        queries = min(4 * missing * d_helper, QUERY_BYTES)
+        found = min(4 * anchors * d_helper, ANCHOR_BYTES)
+        return 3 * (queries + found) + 24 * missing * self.neighbors + 2 * BLOCK_BYTES
+
+    def _weigh(self, queries: Floats, anchors: Rows, k: int) -> tuple[Ids, Ids, Doubles]:
+        """Counts, indices and values for `SparseWeights`."""
+        if self.weights == "sparsemax":
+            return _sparsemax(queries, anchors, k)
+        scores, ids = nearest(queries, anchors, k)
+        if self.weights == "softmax":
+            values = softmax(scores, self.temperature)
+        else:
+            values = similarity(scores)
+        return np.full(len(queries), k), ids.ravel(), values.ravel()
+
+
+class PreparedKnn:
+    """See `Prepared`."""
+
+    def __init__(self, weights: SparseWeights, lost: npt.NDArray[np.bool_]) -> None:
+        self._weights = weights
+        self._lost = lost
+        self.guarded = {"no direction in the helper": np.flatnonzero(lost)}
+
+    def rows(self, anchors: Rows) -> Rows:
+        """See `Prepared.rows`."""
+        return WithMean(Combined(self._weights, anchors), self._lost, anchors)
+
+    def nearest(self, row: int, top: int) -> tuple[Ids, Doubles]:
+        """See `Prepared.nearest`."""
+        return heaviest(*self._weights.of(row), top)
+
+
+def _sparsemax(queries: Floats, anchors: Rows, k: int) -> tuple[Ids, Ids, Doubles]:
+    """Search wider for the rows whose k nearest anchors can't yet tell what all anchors give."""
+    scores, ids = nearest(queries, anchors, k)
+    weights, exact = sparsemax(scores)
+    some = weights > 0
+    indices = [row[mask] for row, mask in zip(ids, some, strict=True)]
+    values = [row[mask] for row, mask in zip(weights, some, strict=True)]
+    wider = np.flatnonzero(~exact)
+    if len(wider) and k < anchors.shape[0]:
+        counts, more, weighed = _sparsemax(queries[wider], anchors, min(4 * k, anchors.shape[0]))
+        ends = np.cumsum(counts)[:-1]
+        for row, i, v in zip(wider, np.split(more, ends), np.split(weighed, ends), strict=True):
+            indices[row], values[row] = i, v
+    counts = np.array([len(row) for row in indices], np.int64)
+    return counts, np.concatenate(indices), np.concatenate(values)

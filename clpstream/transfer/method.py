@@ -1,0 +1,73 @@
+"""What a method is: `prepare` looks at the helper alone, `rows` makes the rows of one tensor."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, mean
+
+
+class Prepared(Protocol):
+    """A method that has seen the helper. It serves every vocabulary tensor of the source."""
+
+    @property
+    def guarded(self) -> dict[str, Ids]:
+        """Missing rows (by index) that the formula did not make, by the reason why."""
+        ...
+
+    def rows(self, anchors: Rows) -> Rows:
+        """The missing rows (n_missing, d_source) of a tensor, from its rows of the anchors.
+
+        `anchors` is (n_anchors, d_source), in the order of the anchors given to `prepare`. Rows
+        are made when they are asked for, by a slice.
+        """
+        ...
+
+    def nearest(self, row: int, top: int) -> tuple[Ids, Doubles]:
+        """The `top` anchors that weigh most in a missing row, and their weights."""
+        ...
+
+
+class Method(Protocol):
+    """A rule that makes missing rows from anchors' rows."""
+
+    @property
+    def name(self) -> str: ...
+
+    def prepare(self, anchors: Rows, missing: Rows) -> Prepared:
+        """Learn from the helper's rows of the anchors (n_anchors, d_helper) and of the missing
+        tokens (n_missing, d_helper). n_anchors is at least 1."""
+        ...
+
+    def options(self) -> dict[str, Any]:
+        """The parameters, for the report."""
+        ...
+
+    def working_bytes(self, anchors: int, missing: int, d_helper: int, d_source: int) -> int:
+        """About how much memory preparing and making rows takes."""
+        ...
+
+
+class WithMean:
+    """Missing rows of which some, without a direction in the helper, are the anchors' mean row."""
+
+    def __init__(self, rows: Rows, directionless: npt.NDArray[np.bool_], anchors: Rows) -> None:
+        self._rows = rows
+        self._directionless = directionless
+        self._mean = mean(anchors).astype(np.float32) if directionless.any() else None
+        self.shape = rows.shape
+
+    def __getitem__(self, index: slice) -> Floats:
+        rows = self._rows[index]
+        if self._mean is not None:
+            rows[self._directionless[index]] = self._mean
+        return rows
+
+
+def heaviest(indices: Ids, weights: Doubles, top: int) -> tuple[Ids, Doubles]:
+    """The `top` largest weights, in falling order, with their indices."""
+    order = np.argsort(-weights, kind="stable")[:top]
+    return indices[order], weights[order]

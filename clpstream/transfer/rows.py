@@ -1,0 +1,83 @@
+"""Matrices that are read block by block. A float32 numpy array is one; so is a tensor on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.int64]
+
+BLOCK_BYTES = 16 << 20
+"""Size of the float32 blocks in which matrices are read and made."""
+
+
+class Rows(Protocol):
+    """A matrix of shape (n, d): indexed by a slice or by integers, it gives float32 rows."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    def __getitem__(self, index: Any, /) -> Floats: ...
+
+
+def blocks(rows: Rows, budget: int = BLOCK_BYTES) -> Iterator[slice]:
+    """Slices of at most `budget` bytes of float32 (one row at least) that cover the matrix."""
+    count, width = rows.shape
+    step = max(1, budget // (4 * max(1, width)))
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
+
+
+def mean(rows: Rows) -> Doubles:
+    """The mean row, shape (d,), summed in float64."""
+    total = np.zeros(rows.shape[1])
+    for block in blocks(rows):
+        total += rows[block].sum(axis=0, dtype=np.float64)
+    return total / rows.shape[0]
+
+
+class Selected:
+    """Some rows of a matrix, in the order of `ids`."""
+
+    def __init__(self, rows: Rows, ids: Ids) -> None:
+        self._rows = rows
+        self._ids = ids
+        self.shape = (len(ids), rows.shape[1])
+
+    def __getitem__(self, index: Any) -> Floats:
+        return self._rows[self._ids[index]]
+
+
+class Unit:
+    """Rows, less `center`, divided by their L2 norm; a row that is (almost) `center` becomes 0.
+
+    "Almost" is 1e-6 of the row's own norm: what is left of it then is rounding, without a
+    direction.
+    """
+
+    def __init__(self, rows: Rows, center: Doubles | None) -> None:
+        self._rows = rows
+        self._center = None if center is None else center.astype(np.float32)
+        self.shape = rows.shape
+
+    def __getitem__(self, index: Any) -> Floats:
+        rows = self._rows[index]
+        tiny = np.finfo(np.float32).tiny
+        if self._center is not None:
+            tiny = tiny + 1e-6 * _norms(rows)
+            rows = rows - self._center
+        norms = _norms(rows)
+        units: Floats = np.where(norms > tiny, rows / np.maximum(norms, tiny), np.float32(0))
+        return units
+
+
+def _norms(rows: Floats) -> Floats:
+    """L2 norms, shape (n, 1); safe against overflow of the squares."""
+    scale = np.abs(rows).max(axis=1, keepdims=True)
+    scale = np.where(scale > 0, scale, np.float32(1))
+    norms: Floats = scale * np.sqrt(np.square(rows / scale).sum(axis=1, keepdims=True))
+    return norms

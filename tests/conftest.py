@@ -1,0 +1,25 @@
+"""Fixtures that several files of tests use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from make import write_helper, write_source
+
+
+class Pair(NamedTuple):
+    """A small source and helper, and a place for the target."""
+
+    source: Path
+    helper: Path
+    output: Path
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Pair:
+    """An untied llama in two shards and a helper; both tokenizers are byte-level."""
+    write_source(tmp_path / "source", "llama", shards=2)
+    write_helper(tmp_path / "helper")
+    return Pair(tmp_path / "source", tmp_path / "helper", tmp_path / "target")
