@@ -21,7 +21,7 @@ from clpstream.errors import NotFiniteError
 from clpstream.output.files import json_bytes, write_file
 from clpstream.output.report import REPORT_FILE, Report, peak_memory
 from clpstream.output.shards import NewTensor, write_shard
-from clpstream.output.staging import check_place, check_space, staged
+from clpstream.output.staging import check_place, check_space, free_bytes, staged
 from clpstream.output.target_rows import target_rows
 from clpstream.output.verify import verify
 from clpstream.plan import Plan, Shared, make_plan
@@ -37,6 +37,7 @@ class Conversion:
     output: the target directory; None after a dry run.
     report: what clpstream.json holds.
     bytes_to_write: size of all files of the target.
+    bytes_free: on the file system of the target, before writing.
     memory_needed: estimate of the peak resident memory, in bytes.
     seconds, peak_memory (bytes): measured.
     """
@@ -44,6 +45,7 @@ class Conversion:
     output: Path | None
     report: Report
     bytes_to_write: int
+    bytes_free: int
     memory_needed: int
     seconds: float
     peak_memory: int
@@ -54,6 +56,7 @@ class Conversion:
             "output": None if self.output is None else str(self.output),
             **self.report.to_json(),
             "bytes_to_write": self.bytes_to_write,
+            "bytes_free": self.bytes_free,
             "memory_needed": self.memory_needed,
             "seconds": round(self.seconds, 3),
             "peak_memory": self.peak_memory,
@@ -100,15 +103,17 @@ def convert(
     )
     check_place(output, [plan.source.directory, plan.helper.directory], overwrite)
     memory = peak_memory() + plan.working_bytes
-    check_space(output, plan.bytes_to_write)
+    free = free_bytes(output)
     report = plan.report()
     if not dry_run:
+        check_space(output, plan.bytes_to_write, free)
         with staged(output, overwrite) as stage:
             report = _write(plan, stage, progress)
     return Conversion(
         output=None if dry_run else output,
         report=report,
         bytes_to_write=plan.bytes_to_write,
+        bytes_free=free,
         memory_needed=memory,
         seconds=time.monotonic() - begin,
         peak_memory=peak_memory(),

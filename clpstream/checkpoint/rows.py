@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
 from math import prod
 from typing import Any
 
@@ -71,11 +70,6 @@ class TensorRows:
         for start in range(0, len(index), step):
             out[start : start + step] = self._read(index[start : start + step])
         return out
-
-    def blocks(self, stop: int) -> Iterator[slice]:
-        """Slices that cover the rows up to `stop`, each a few megabytes."""
-        step = max(1, _PAGES_KEPT // 2 // max(1, self._row_bytes))
-        return (slice(start, min(start + step, stop)) for start in range(0, stop, step))
 
     @property
     def _row_bytes(self) -> int:

@@ -38,9 +38,8 @@ def check_place(output: Path, inputs: list[Path], overwrite: bool) -> None:
         raise OutputError(f"{output}: {parent} is not a directory that can be written to")
 
 
-def check_space(output: Path, needed: int) -> None:
-    """Raise OutputError if the file system of `output` has less than `needed` bytes free."""
-    free = free_bytes(output)
+def check_space(output: Path, needed: int, free: int) -> None:
+    """Raise OutputError if `needed` bytes are more than are free on the file system."""
     if free < needed:
         raise OutputError(
             f"{output}: {needed:,} bytes are needed and {free:,} are free on its file system; make "

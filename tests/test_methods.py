@@ -1,0 +1,227 @@
+"""The methods against their formulas, written out in float64 numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from clpstream import Clp, Knn, TransferError
+from clpstream.transfer import search
+from clpstream.transfer.rows import Unit
+from clpstream.transfer.weights import similarity, softmax, sparsemax
+
+WEIGHTS = ("softmax", "sparsemax", "similarity")
+
+
+def helper_and_source(anchors=300, missing=120, d_helper=24, d_source=40, shift=1.0, seed=0):
+    """Rows as language models have them: clusters, and a mean that all rows share."""
+    generator = np.random.default_rng(seed)
+    centers = generator.standard_normal((20, d_helper))
+    kinds = generator.integers(0, 20, anchors + missing)
+    rows = centers[kinds] + 0.5 * generator.standard_normal((anchors + missing, d_helper))
+    rows = (rows + shift * generator.standard_normal(d_helper)).astype(np.float32)
+    source = generator.standard_normal((anchors, d_source)).astype(np.float32)
+    return rows[:anchors], rows[anchors:], source
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def cosines(anchors, missing, center):
+    """(missing, anchors) in float64."""
+    anchors, missing = anchors.astype(np.float64), missing.astype(np.float64)
+    mean = anchors.mean(axis=0) if center else 0
+    return unit(missing - mean) @ unit(anchors - mean).T
+
+
+def sparsemax_by_bisection(scores):
+    """The projection onto the simplex, found without its closed form."""
+    low, high = scores.max() - 1, scores.max()
+    for _ in range(200):
+        middle = (low + high) / 2
+        if np.maximum(scores - middle, 0).sum() > 1:
+            low = middle
+        else:
+            high = middle
+    return np.maximum(scores - high, 0)
+
+
+def knn_reference(anchors, missing, source, k, weights, temperature, center):
+    scores = cosines(anchors, missing, center)
+    rows = []
+    for row in scores:
+        nearest = np.argsort(-row, kind="stable")[:k]
+        if weights == "sparsemax":
+            weight = sparsemax_by_bisection(row)
+        else:
+            weight = np.zeros_like(row)
+            if weights == "softmax":
+                weight[nearest] = np.exp(row[nearest] / temperature)
+            else:
+                weight[nearest] = np.maximum(row[nearest], 0)
+            weight /= weight.sum()
+        rows.append(weight @ source.astype(np.float64))
+    return np.array(rows)
+
+
+def relative_error(made, expected):
+    return np.linalg.norm(made - expected, axis=1) / np.linalg.norm(expected, axis=1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_clp_is_the_papers_formula(seed):
+    anchors, missing, source = helper_and_source(seed=seed)
+    weights = cosines(anchors, missing, center=False)
+    condition = weights.mean(axis=1) / np.sqrt((weights**2).mean(axis=1))
+    expected = (weights @ source.astype(np.float64)) / weights.sum(axis=1, keepdims=True)
+    made = Clp().prepare(anchors, missing).rows(source)[:]
+    good = condition > 0.05
+    assert good.sum() > 100
+    assert relative_error(made[good], expected[good]).max() < 1e-5
+
+
+def test_clp_guards_rows_with_a_negative_or_tiny_denominator():
+    anchors, missing, source = helper_and_source(shift=0.0, missing=400)
+    weights = cosines(anchors, missing, center=False)
+    condition = weights.mean(axis=1) / np.sqrt((weights**2).mean(axis=1))
+    prepared = Clp().prepare(anchors, missing)
+    negative = prepared.guarded["negative denominator"]
+    near_zero = prepared.guarded["denominator near zero"]
+    assert set(negative) == set(np.flatnonzero(condition < 0))
+    assert all(0 <= condition[row] < 0.015 for row in near_zero)
+    assert len(negative) > 20
+    made = prepared.rows(source)[:]
+    guarded = np.concatenate([negative, near_zero])
+    fallback = knn_reference(anchors, missing, source, 10, "similarity", 1, center=False)
+    assert relative_error(made[guarded], fallback[guarded]).max() < 1e-5
+    assert np.linalg.norm(made[guarded], axis=1).max() <= np.linalg.norm(source, axis=1).max()
+
+
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("k", [1, 10, 300, 1000])
+def test_knn_is_the_weighted_mean_of_the_nearest(k, weights, center):
+    anchors, missing, source = helper_and_source()
+    method = Knn(neighbors=k, weights=weights, temperature=0.1, center=center)
+    made = method.prepare(anchors, missing).rows(source)[:]
+    expected = knn_reference(anchors, missing, source, k, weights, 0.1, center)
+    assert made.dtype == np.float32
+    assert relative_error(made, expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("method", [Clp(), Knn(), Knn(weights="sparsemax")], ids=str)
+def test_rows_do_not_depend_on_the_blocks_they_are_made_in(method, monkeypatch):
+    anchors, missing, source = helper_and_source()
+    whole = method.prepare(anchors, missing).rows(source)[:]
+    monkeypatch.setattr(search, "ANCHOR_BYTES", 7 * 4 * anchors.shape[1])
+    monkeypatch.setattr("clpstream.transfer.knn.QUERY_BYTES", 11 * 4 * anchors.shape[1])
+    rows = method.prepare(anchors, missing).rows(source)
+    parts = np.vstack([rows[start : start + 13] for start in range(0, 120, 13)])
+    assert relative_error(parts, whole).max() < 1e-5
+
+
+@pytest.mark.parametrize("method", [Clp(), Knn(), Knn(center=False, weights="similarity")], ids=str)
+def test_nearest_tells_the_weights_that_made_the_row(method):
+    anchors, missing, source = helper_and_source()
+    prepared = method.prepare(anchors, missing)
+    rows = prepared.rows(source)[:]
+    for row in (0, 57, 119):
+        indices, weights = prepared.nearest(row, len(anchors))
+        assert weights.sum() == pytest.approx(1, abs=1e-4)
+        assert list(weights) == sorted(weights, reverse=True)
+        assert np.allclose(weights @ source[indices], rows[row], atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [Clp(), Knn(), Knn(weights="sparsemax")], ids=str)
+def test_a_token_without_a_direction_gets_the_mean_of_all_anchors(method):
+    anchors, missing, source = helper_and_source()
+    missing[[3, 50]] = 0 if method.name == "clp" else anchors.mean(axis=0, dtype=np.float64)
+    prepared = method.prepare(anchors, missing)
+    assert list(prepared.guarded["no direction in the helper"]) == [3, 50]
+    made = prepared.rows(source)[:]
+    assert np.allclose(made[[3, 50]], source.mean(axis=0), atol=1e-6)
+    assert np.isfinite(made).all()
+
+
+@pytest.mark.parametrize("method", [Clp(), Knn(), Knn(weights="similarity")], ids=str)
+def test_one_anchor_or_no_missing_token_is_enough(method):
+    anchors, missing, source = helper_and_source()
+    made = method.prepare(anchors[:1], missing).rows(source[:1])[:]
+    assert np.allclose(made, np.repeat(source[:1], len(missing), axis=0), atol=1e-5)
+    assert method.prepare(anchors, missing[:0]).rows(source)[:].shape == (0, source.shape[1])
+
+
+def test_helper_rows_of_any_scale_give_the_same_rows():
+    anchors, missing, source = helper_and_source()
+    expected = Knn().prepare(anchors, missing).rows(source)[:]
+    for scale in (1e-30, 1e30):
+        tiny = (anchors * np.float32(scale)), (missing * np.float32(scale))
+        assert relative_error(Knn().prepare(*tiny).rows(source)[:], expected).max() < 1e-4
+
+
+def test_equal_scores_keep_the_order_of_the_anchors(monkeypatch):
+    anchors = np.repeat(np.eye(4, dtype=np.float32), 50, axis=0)
+    queries = np.eye(4, dtype=np.float32)
+    for size in (1 << 20, 16 * 4 * 9):
+        monkeypatch.setattr(search, "ANCHOR_BYTES", size)
+        _, ids = search.nearest(queries, anchors, 3)
+        assert ids.tolist() == [[first, first + 1, first + 2] for first in (0, 50, 100, 150)]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "name"),
+    [
+        ({"neighbors": 0}, "neighbors"),
+        ({"weights": "gauss"}, "weights"),
+        ({"temperature": 0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+    ],
+)
+def test_parameters_out_of_range_are_refused(parameters, name):
+    with pytest.raises(TransferError, match=name):
+        Knn(**parameters)
+
+
+scores = arrays(
+    np.float64,
+    st.tuples(st.integers(1, 5), st.integers(1, 30)),
+    elements=st.floats(-1, 1, width=32),
+).map(lambda rows: -np.sort(-rows, axis=1))
+
+
+@given(scores)
+@settings(deadline=None)
+def test_sparsemax_is_the_projection_onto_the_simplex(rows):
+    weights, _ = sparsemax(rows)
+    for row, weight in zip(rows, weights, strict=True):
+        assert np.allclose(weight, sparsemax_by_bisection(row), atol=1e-9)
+
+
+@given(scores, st.integers(1, 30))
+@settings(deadline=None)
+def test_sparsemax_of_the_best_is_that_of_all_where_it_says_so(rows, k):
+    few, exact = sparsemax(rows[:, :k])
+    everything, _ = sparsemax(rows)
+    for row in np.flatnonzero(exact):
+        assert np.allclose(everything[row, : few.shape[1]], few[row], atol=1e-9)
+
+
+@given(scores, st.floats(0.01, 10))
+@settings(deadline=None)
+def test_weights_are_a_distribution(rows, temperature):
+    for weights in (softmax(rows, temperature), similarity(rows), sparsemax(rows)[0]):
+        assert (weights >= 0).all()
+        assert np.allclose(weights.sum(axis=1), 1)
+
+
+@given(arrays(np.float32, (4, 3), elements=st.floats(-(2.0**100), 2.0**100, width=32)))
+@settings(deadline=None)
+def test_unit_rows_have_norm_one_or_are_zero(rows):
+    norms = np.linalg.norm(Unit(rows, None)[:].astype(np.float64), axis=1)
+    alive = np.abs(rows).max(axis=1) > 1e-37
+    assert np.allclose(norms[alive], 1, atol=1e-5)
+    assert ((norms < 1.001) & np.isfinite(norms)).all()

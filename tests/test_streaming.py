@@ -1,0 +1,79 @@
+"""Memory and time follow the vocabulary, not the model. Large models are sparse files here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from make import write_helper, write_json, write_tokenizer
+
+ROWS, WIDTH = 2_000, 256
+
+
+def write_sparse_source(directory: Path, pass_through_bytes: int, shards: int) -> None:
+    """A llama whose shards are holes, but for their headers: no disk is used."""
+    write_tokenizer(directory, [f" word{n}" for n in range(ROWS - 1)])
+    write_json(directory / "config.json", {"model_type": "llama", "vocab_size": ROWS})
+    weight_map = {}
+    for place in range(shards):
+        tensors = {
+            f"model.layers.{place}.mlp.weight": [pass_through_bytes // shards // 2 // 1024, 1024]
+        }
+        if place == 0:
+            tensors["model.embed_tokens.weight"] = [ROWS, WIDTH]
+        if place == shards - 1:
+            tensors["lm_head.weight"] = [ROWS, WIDTH]
+        name = f"model-{place + 1:05}-of-{shards:05}.safetensors"
+        write_sparse_shard(directory / name, tensors)
+        weight_map |= dict.fromkeys(tensors, name)
+    write_json(
+        directory / "model.safetensors.index.json",
+        {"metadata": {"total_size": 0}, "weight_map": weight_map},
+    )
+
+
+def write_sparse_shard(path: Path, tensors: dict[str, list[int]]) -> None:
+    header, end = {}, 0
+    for name, (rows, width) in tensors.items():
+        begin, end = end, end + 2 * rows * width
+        header[name] = {"dtype": "BF16", "shape": [rows, width], "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+
+
+def run(*arguments: object) -> dict:
+    """The result of the command in a process of its own, as it prints it."""
+    command = [sys.executable, "-m", "clpstream", "convert", "--json", "--quiet"]
+    done = subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("method", ["knn", "clp"])
+def test_peak_memory_does_not_grow_with_the_model(tmp_path, method):
+    write_helper(tmp_path / "helper", [f" word{n}" for n in range(0, 2 * ROWS, 2)], width=64)
+    peaks = []
+    for factor in (1, 8):
+        source = tmp_path / f"source-{factor}"
+        write_sparse_source(source, factor * (40 << 20), shards=2)
+        result = run(source, tmp_path / "helper", tmp_path / f"out-{factor}", "--method", method)
+        peaks.append(result["peak_memory"])
+        assert result["pass_through"]["bytes"] == factor * (40 << 20)
+    assert peaks[1] < 1.1 * peaks[0]
+
+
+def test_a_dry_run_of_40_gb_reads_headers_only(tmp_path):
+    write_helper(tmp_path / "helper")
+    write_sparse_source(tmp_path / "source", 40 << 30, shards=8)
+    result = run(tmp_path / "source", tmp_path / "helper", tmp_path / "out", "--dry-run")
+    assert result["output"] is None
+    assert result["pass_through"] == {"tensors": 8, "bytes": 40 << 30}
+    assert result["bytes_to_write"] > 40 << 30
+    assert result["seconds"] < 10  # it takes a fraction of one; reading 40 GB would take longer
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["helper", "source"]

@@ -1,0 +1,252 @@
+"""What tokens stand for, and which tokens two vocabularies share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from make import byte_level, read_json, write_json, write_tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from clpstream import VocabularyError, match, read_vocabulary
+from clpstream.vocabulary.pieces import BYTE_ALPHABET, piece_reader
+
+ENGLISH = ["The house is big, the garden is small: 12 trees.", "In Spain one has a siesta!"] * 3
+GERMAN = ["Das Haus ist groß, der Garten klein: 12 Bäume.", "In Spanien hält man Siesta!"] * 3
+
+
+def train(kind: str, text: list[str]) -> Tokenizer:
+    """A tokenizer of a family, made by the tokenizers library."""
+    special = ["<unk>", "<s>", "</s>"]
+    if kind == "byte-level":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=330,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        )
+    elif kind == "unigram":
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        tokenizer.decoder = decoders.Metaspace()
+        trainer = trainers.UnigramTrainer(
+            vocab_size=120, special_tokens=special, unk_token="<unk>", show_progress=False
+        )
+    else:
+        tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece(cleanup=False)
+        trainer = trainers.WordPieceTrainer(vocab_size=150, special_tokens=special)
+    tokenizer.train_from_iterator(text, trainer)
+    return tokenizer
+
+
+def save(tokenizer: Tokenizer, directory: Path) -> Path:
+    directory.mkdir()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    write_json(
+        directory / "tokenizer_config.json",
+        {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": {"content": "</s>"}},
+    )
+    return directory
+
+
+FAMILIES = ("byte-level", "unigram", "wordpiece")
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_the_bytes_of_a_texts_tokens_are_the_text(kind, tmp_path):
+    tokenizer = train(kind, ENGLISH + GERMAN)
+    vocabulary = read_vocabulary(save(tokenizer, tmp_path / "model"))
+    for line in ENGLISH[:2] + GERMAN[:2]:
+        ids = tokenizer.encode(line, add_special_tokens=False).ids
+        text = b"".join(vocabulary.text[token] for token in ids)
+        assert text.decode().strip() == line
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_ids_and_pieces_are_those_of_the_tokenizers_library(kind, tmp_path):
+    tokenizer = train(kind, GERMAN)
+    vocabulary = read_vocabulary(save(tokenizer, tmp_path / "model"))
+    assert vocabulary.size == max(tokenizer.get_vocab().values()) + 1
+    assert len(vocabulary) == tokenizer.get_vocab_size()
+    for piece, token in tokenizer.get_vocab().items():
+        assert vocabulary.pieces[token] == piece
+    assert vocabulary.roles == {"unk": 0, "bos": 1, "eos": 2}
+    assert [vocabulary.text[token] for token in (0, 1, 2)] == [None] * 3
+
+
+@pytest.mark.parametrize("target", FAMILIES)
+@pytest.mark.parametrize("source", FAMILIES)
+def test_shared_tokens_stand_for_the_same_bytes(source, target, tmp_path):
+    old = read_vocabulary(save(train(source, ENGLISH), tmp_path / "source"))
+    new = read_vocabulary(save(train(target, GERMAN), tmp_path / "target"))
+    overlap = match(old, new)
+    texts = {text for text in old.text if text is not None}
+    for token, found in enumerate(overlap.source_of):
+        text = new.text[token]
+        if text is None:
+            assert old.pieces[found] == new.pieces[token]  # bos, eos and unk have the same names
+        elif found >= 0:
+            assert old.text[found] == text
+        else:
+            assert text not in texts
+    assert overlap.rules["role"] == 3
+    assert overlap.rules["bytes"] == len(overlap.shared) - 3 > 10
+
+
+def test_one_family_shares_exactly_its_common_strings(tmp_path):
+    write_tokenizer(tmp_path / "a", ["x", " und", "ß", " the"])
+    write_tokenizer(tmp_path / "b", [" the", "y", "ß"])
+    old, new = read_vocabulary(tmp_path / "a"), read_vocabulary(tmp_path / "b")
+    for rule in ("bytes", "exact"):
+        assert match(old, new, rule).source_of.tolist() == [0, 4, -1, 3]
+
+
+def test_words_are_found_across_families_by_bytes_and_not_by_strings(tmp_path):
+    words = [" und", "ß", " über", "x"]
+    write_tokenizer(tmp_path / "a", words)
+    write_tokenizer(tmp_path / "b", words, "metaspace")
+    old, new = read_vocabulary(tmp_path / "a"), read_vocabulary(tmp_path / "b")
+    assert match(old, new).source_of.tolist() == [0, 1, 2, 3, 4]
+    assert match(old, new, "exact").source_of.tolist() == [0, -1, -1, -1, 4]
+
+
+def test_a_string_that_means_other_bytes_is_not_shared(tmp_path):
+    """'Ã¼' is 'ü' to a byte-level tokenizer and itself to sentencepiece."""
+    write_tokenizer(tmp_path / "a", ["ü", "x"])
+    write_tokenizer(tmp_path / "b", [byte_level("ü"), "x"], "metaspace")
+    old, new = read_vocabulary(tmp_path / "a"), read_vocabulary(tmp_path / "b")
+    assert match(old, new).source_of.tolist() == [0, -1, 2]
+    assert match(old, new, "exact").source_of.tolist() == [0, 1, 2]
+
+
+def test_a_real_piece_goes_before_a_byte_fallback_piece(tmp_path):
+    ids = write_tokenizer(tmp_path / "a", ["A", "é"], "metaspace", byte_pieces=True)
+    write_tokenizer(tmp_path / "b", ["A", "B"])
+    old, new = read_vocabulary(tmp_path / "a"), read_vocabulary(tmp_path / "b")
+    assert match(old, new).source_of.tolist() == [0, ids["A"], ids["<0x42>"]]
+
+
+def test_byte_fallback_pieces_find_each_other(tmp_path):
+    ids = write_tokenizer(tmp_path / "a", ["A"], "metaspace", byte_pieces=True)
+    overlap = match(read_vocabulary(tmp_path / "a"), read_vocabulary(tmp_path / "a"))
+    assert overlap.source_of.tolist() == list(range(len(ids)))
+
+
+def test_special_tokens_match_by_role_then_by_name(tmp_path):
+    write_tokenizer(tmp_path / "a", ["x"], special={"bos": "<s>", "eos": "</s>", "pad": "[P]"})
+    write_tokenizer(
+        tmp_path / "b", ["x"], special={"bos": "<|begin|>", "eos": "<|end|>", "mask": "[P]"}
+    )
+    old, new = read_vocabulary(tmp_path / "a"), read_vocabulary(tmp_path / "b")
+    overlap = match(old, new)
+    assert overlap.source_of.tolist() == [0, 1, 2, 3]
+    assert overlap.rules == {"role": 2, "name": 1, "bytes": 1}
+
+
+def test_exact_is_the_papers_intersection_of_strings(tmp_path):
+    write_tokenizer(tmp_path / "a", ["x", "z"], special={"bos": "<s>"})
+    write_tokenizer(tmp_path / "b", ["x"], special={"bos": "<|begin|>", "pad": "z"})
+    old, new = read_vocabulary(tmp_path / "a"), read_vocabulary(tmp_path / "b")
+    overlap = match(old, new, "exact")
+    assert overlap.source_of.tolist() == [-1, 2, 1]
+    assert overlap.rules == {"exact": 2}
+
+
+def test_a_special_token_is_never_taken_for_text(tmp_path):
+    write_tokenizer(tmp_path / "a", ["</s>", "x"], special={"bos": "<s>"})
+    write_tokenizer(tmp_path / "b", ["x"], special={"eos": "</s>"})
+    old, new = read_vocabulary(tmp_path / "a"), read_vocabulary(tmp_path / "b")
+    assert match(old, new).source_of.tolist() == [-1, 2]
+
+
+def test_ids_without_a_token_are_neither_shared_nor_missing(tmp_path):
+    write_tokenizer(tmp_path / "a", ["x", "y"])
+    write_tokenizer(tmp_path / "b", ["x", "y"])
+    tokenizer = read_json(tmp_path / "b" / "tokenizer.json")
+    tokenizer["model"]["vocab"]["y"] = 5
+    write_json(tmp_path / "b" / "tokenizer.json", tokenizer)
+    overlap = match(read_vocabulary(tmp_path / "a"), read_vocabulary(tmp_path / "b"))
+    assert overlap.source_of.tolist() == [0, 1, -2, -2, -2, 2]
+    assert overlap.unused.tolist() == [2, 3, 4]
+    assert overlap.missing.tolist() == []
+
+
+def test_source_ids_beyond_its_rows_are_not_shared(tmp_path):
+    write_tokenizer(tmp_path / "a", ["x", "y"])
+    vocabulary = read_vocabulary(tmp_path / "a")
+    assert match(vocabulary, vocabulary, source_rows=2).source_of.tolist() == [0, 1, -1]
+
+
+def test_added_tokens_of_every_file_are_read_as_plain_text(tmp_path):
+    write_tokenizer(tmp_path / "a", ["x"])
+    tokenizer = read_json(tmp_path / "a" / "tokenizer.json")
+    tokenizer["added_tokens"].append({"id": 2, "content": "   ", "special": False})
+    write_json(tmp_path / "a" / "tokenizer.json", tokenizer)
+    settings = read_json(tmp_path / "a" / "tokenizer_config.json")
+    settings["added_tokens_decoder"] = {"3": {"content": "<|user|>", "special": True}}
+    write_json(tmp_path / "a" / "tokenizer_config.json", settings)
+    write_json(tmp_path / "a" / "added_tokens.json", {"Ġ": 4})
+    vocabulary = read_vocabulary(tmp_path / "a")
+    assert vocabulary.text == (None, b"x", b"   ", None, "Ġ".encode())
+
+
+def test_an_id_in_config_json_is_a_role_only_if_the_token_is_special(tmp_path):
+    write_tokenizer(tmp_path / "a", ["x", "y"])
+    settings = tmp_path / "a" / "tokenizer_config.json"
+    settings.unlink()
+    write_json(tmp_path / "a" / "config.json", {"bos_token_id": 1, "eos_token_id": [0, 2]})
+    vocabulary = read_vocabulary(tmp_path / "a")
+    assert vocabulary.roles == {"eos": 0}
+    assert vocabulary.text[1] == b"x"
+
+
+def test_a_role_whose_token_does_not_exist_is_told(tmp_path):
+    write_tokenizer(tmp_path / "a", ["x"])
+    write_json(tmp_path / "a" / "special_tokens_map.json", {"pad_token": "[PAD]"})
+    assert read_vocabulary(tmp_path / "a").absent == {"pad": "[PAD]"}
+
+
+def test_nothing_in_common_is_an_error_that_names_both(tmp_path):
+    write_tokenizer(tmp_path / "a", ["x"], special={})
+    write_tokenizer(tmp_path / "b", ["y"], special={})
+    with pytest.raises(VocabularyError, match=r"a.tokenizer\.json and .*b.tokenizer\.json"):
+        match(read_vocabulary(tmp_path / "a"), read_vocabulary(tmp_path / "b"))
+
+
+def test_the_byte_alphabet_is_that_of_the_tokenizers_library():
+    assert set(BYTE_ALPHABET) == set(pre_tokenizers.ByteLevel.alphabet())
+    assert sorted(BYTE_ALPHABET.values()) == list(range(256))
+
+
+@given(st.text(max_size=20))
+@settings(deadline=None)
+def test_byte_level_pieces_are_undone(text):
+    read = piece_reader({"decoder": {"type": "ByteLevel"}})
+    assert read(byte_level(text)) == text.encode()
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "piece", "text"),
+    [
+        ({"pre_tokenizer": {"type": "ByteLevel"}}, "ĠÃ¼", b" \xc3\xbc"),
+        ({"pre_tokenizer": {"type": "Metaspace", "replacement": "_"}}, "_a", b" a"),
+        ({"model": {"type": "WordPiece", "continuing_subword_prefix": "##"}}, "##en", b"en"),
+        ({"model": {"type": "WordPiece"}}, "Haus", b" Haus"),
+        ({"model": {"type": "WordPiece"}}, ",", b","),
+        ({"model": {"type": "BPE", "end_of_word_suffix": "</w>"}}, "haus</w>", b"haus "),
+        ({"decoder": {"type": "ByteFallback"}}, "<0xC3>", b"\xc3"),
+        ({"decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]}}, "▁a", b" a"),
+        ({}, "▁a", "▁a".encode()),
+    ],
+)  # fmt: skip
+def test_pieces_are_read_as_the_decoder_writes_them(tokenizer, piece, text):
+    assert piece_reader(tokenizer)(piece) == text
