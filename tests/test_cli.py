@@ -1,0 +1,202 @@
+"""The command line: what it prints where, its exit codes, its options and variables."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from typing import get_args
+
+import click
+import pytest
+from click.testing import CliRunner
+from make import TARGET_WORDS, read_json, write_helper, write_source
+
+import clpstream
+from clpstream.cli import cli
+from clpstream.terminal import size
+from clpstream.transfer import METHODS
+from clpstream.transfer.knn import WeightRule
+from clpstream.vocabulary import Match
+
+
+def run(*arguments, **variables):
+    """The console script in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "clpstream", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **variables},
+        check=False,
+    )
+
+
+def test_convert_prints_what_it_did_on_stdout_and_progress_on_stderr(pair):
+    done = run("convert", *pair)
+    assert done.returncode == 0
+    for word in ("shared", "missing", "rewrites", "examples", "wrote", "peak memory"):
+        assert word in done.stdout
+    assert f"of {1 + len(TARGET_WORDS)} target tokens" in done.stdout
+    assert "writing: done" in done.stderr
+    assert (pair.output / "model-00001-of-00002.safetensors").exists()
+
+
+def test_json_is_one_object_on_stdout_and_all_else_on_stderr(pair):
+    done = run("convert", *pair, "--json")
+    result = json.loads(done.stdout)
+    assert "wrote" in done.stderr
+    assert result["output"] == str(pair.output)
+    assert result["counts"] == read_json(pair.output / "clpstream.json")["counts"]
+    assert result["seconds"] > 0
+    assert result["peak_memory"] > 10_000_000
+
+
+def test_quiet_prints_nothing(pair):
+    done = run("convert", *pair, "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_warnings_are_printed(tmp_path):
+    write_source(tmp_path / "source", special={"bos": "<s>", "pad": "[P]"})
+    write_helper(tmp_path / "helper", special={"bos": "<s>"})
+    config = read_json(tmp_path / "source" / "config.json") | {"pad_token_id": 1}
+    (tmp_path / "source" / "config.json").write_text(json.dumps(config))
+    done = run("convert", tmp_path / "source", tmp_path / "helper", tmp_path / "target")
+    assert "warning" in done.stdout
+    assert "pad_token_id" in done.stdout
+
+
+def test_a_dry_run_says_what_it_needs(pair):
+    done = run("convert", *pair, "--dry-run")
+    assert done.returncode == 0
+    assert "would write" in done.stdout
+    assert "peak memory would be" in done.stdout
+    assert not pair.output.exists()
+
+
+def test_on_a_terminal_there_are_bars(pair):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    command = [sys.executable, "-m", "clpstream", "convert", *map(str, pair)]
+    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=theirs, check=True)
+    os.close(theirs)
+    shown = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert "writing: 100%" in shown
+    assert "B/s" in shown
+
+
+@pytest.mark.parametrize("command", ["convert", "demo"])
+def test_every_option_is_an_environment_variable(command):
+    options = [p for p in cli.commands[command].params if isinstance(p, click.Option)]
+    assert len(options) >= 10
+    for option in options:
+        long = max(option.opts, key=len)
+        assert option.envvar == "CLPSTREAM_" + long.strip("-").replace("-", "_").upper()
+
+
+def test_environment_variables_are_obeyed_and_options_go_before_them(pair):
+    variables = {"CLPSTREAM_METHOD": "clp", "CLPSTREAM_QUIET": "1", "CLPSTREAM_NEIGHBORS": "3"}
+    assert run("convert", *pair, **variables).stdout == ""
+    assert read_json(pair.output / "clpstream.json")["options"]["method"] == "clp"
+    run("convert", *pair, "--method", "knn", "--overwrite", **variables)
+    options = read_json(pair.output / "clpstream.json")["options"]
+    assert (options["method"], options["neighbors"]) == ("knn", 3)
+
+
+def test_every_choice_of_the_library_is_one_of_the_command_line():
+    choices = {p.name: getattr(p.type, "choices", None) for p in cli.commands["convert"].params}
+    assert set(choices["method"]) == set(METHODS)
+    assert set(choices["weights"]) == set(get_args(WeightRule))
+    assert set(choices["match"]) == set(get_args(Match))
+
+
+def test_options_reach_the_method(pair):
+    options = ["--neighbors", "4", "--weights", "sparsemax", "--no-center", "--match", "exact"]
+    assert run("convert", *pair, *options).returncode == 0
+    assert read_json(pair.output / "clpstream.json")["options"] == {
+        "method": "knn",
+        "neighbors": 4,
+        "weights": "sparsemax",
+        "center": False,
+        "match": "exact",
+        "shared": "copy",
+        "vocab_tensors": [],
+        "pass_through": [],
+    }
+
+
+def test_version_and_help():
+    assert run("--version").stdout.strip() == f"clpstream, version {clpstream.__version__}"
+    for arguments in (["-h"], ["convert", "-h"], ["demo", "--help"]):
+        assert run(*arguments).stdout.startswith("Usage: ")
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import clpstream, sys; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    heavy = {"numpy", "faiss", "torch", "transformers", "tokenizers", "click", "ml_dtypes"}
+    assert not heavy & set(loaded.stdout.split())
+
+
+def test_a_conversion_never_imports_torch_or_transformers(pair):
+    code = (
+        "import clpstream, sys; clpstream.convert(*sys.argv[1:])\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, *map(str, pair)], check=True)
+
+
+def test_every_public_name_exists():
+    for name in clpstream.__all__:
+        assert getattr(clpstream, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        clpstream.no_such_name  # noqa: B018
+
+
+def test_demo_shows_what_happened_to_its_tokens(tmp_path):
+    done = run("demo", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("<-") == 13  # a dozen examples and their heading
+    assert "wrote" in done.stdout
+    assert "target:" in done.stdout
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_a_demo_replaces_an_earlier_demo_and_nothing_else(tmp_path):
+    assert run("demo", tmp_path / "out", "-q").returncode == 0
+    assert run("demo", tmp_path / "out", "-q", "--method", "clp").returncode == 0
+    assert read_json(tmp_path / "out" / "clpstream.json")["options"]["method"] == "clp"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("mine")
+    assert run("demo", tmp_path / "mine").returncode == 2
+    assert (tmp_path / "mine" / "file").read_text() == "mine"
+
+
+def test_the_built_in_models_are_small_and_shared_by_two_tokenizer_families():
+    from clpstream.demo import HELPER, MODELS, SOURCE
+
+    assert sum(path.stat().st_size for path in MODELS.rglob("*") if path.is_file()) < 6_000_000
+    assert read_json(SOURCE / "tokenizer.json")["decoder"]["type"] == "ByteLevel"
+    assert read_json(HELPER / "tokenizer.json")["model"]["byte_fallback"] is True
+    assert len(list(SOURCE.glob("*.safetensors"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (40 << 30, "42.9 GB"), (2e15, "2000.0 TB")],
+)
+def test_sizes_are_in_powers_of_1000(count, text):
+    assert size(count) == text
+
+
+def test_click_runs_the_same_command_in_process(pair):
+    done = CliRunner().invoke(cli, ["convert", *map(str, pair), "--quiet"])
+    assert (done.exit_code, done.output) == (0, "")

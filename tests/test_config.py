@@ -1,0 +1,144 @@
+"""config.json and generation_config.json of the target."""
+
+from __future__ import annotations
+
+from make import TARGET_WORDS, read_json, write_helper, write_json, write_source
+
+import clpstream
+from clpstream.output.config import Retarget
+
+SIZE = 1 + len(TARGET_WORDS)
+
+
+def retarget(**changes):
+    settings = {
+        "rows": 500,
+        "old_sizes": frozenset([1000]),
+        "roles": {"bos": 1, "eos": 2, "unk": 0},
+        "target_of": {11: 1, 12: 2, 77: 33},
+    }
+    return Retarget(**settings | changes)
+
+
+def test_vocabulary_size_and_ids_change_at_every_level_and_nothing_else():
+    made = retarget()
+    config = made.config(
+        {
+            "architectures": ["XForConditionalGeneration"],
+            "eos_token_id": 12,
+            "hidden_size": 1000,
+            "image_token_index": 77,
+            "text_config": {
+                "vocab_size": 1000,
+                "bos_token_id": 11,
+                "rope": {"theta": 1e6, "forced_bos_token_id": 11},
+            },
+            "vision_config": {"vocab_size": 32, "image_size": 1000},
+        },
+        None,
+    )
+    assert config == {
+        "architectures": ["XForConditionalGeneration"],
+        "eos_token_id": 2,
+        "hidden_size": 1000,
+        "image_token_index": 33,
+        "text_config": {
+            "vocab_size": 500,
+            "bos_token_id": 1,
+            "rope": {"theta": 1e6, "forced_bos_token_id": 1},
+            "eos_token_id": 2,
+            "pad_token_id": None,
+        },
+        "vision_config": {"vocab_size": 32, "image_size": 1000},
+    }
+    assert made.warnings == []
+
+
+def test_keys_keep_their_order():
+    config = retarget().config({"z": 1, "vocab_size": 1000, "a": 2, "eos_token_id": 9}, None)
+    assert list(config) == ["z", "vocab_size", "a", "eos_token_id", "bos_token_id", "pad_token_id"]
+
+
+def test_ids_left_to_class_defaults_are_made_explicit():
+    """A Llama config without eos_token_id means 2, whatever token that is now."""
+    config = retarget(roles={"eos": 7}).config({"vocab_size": 1000}, None)
+    assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (
+        None,
+        7,
+        None,
+    )
+
+
+def test_a_list_of_stop_tokens_stays_a_list_and_names_what_it_lost():
+    made = retarget()
+    config = made.generation_config({"eos_token_id": [12, 77, 99], "temperature": 0.6})
+    assert config == {"eos_token_id": [2, 33], "temperature": 0.6}
+    assert len(made.warnings) == 1
+    assert "99" in made.warnings[0]
+    assert "generation_config.json: eos_token_id" in made.warnings[0]
+
+
+def test_a_role_that_the_target_lacks_becomes_null_and_is_told():
+    made = retarget()
+    assert made.generation_config({"pad_token_id": 999}) == {"pad_token_id": None}
+    assert "pad" in made.warnings[0]
+
+
+def test_an_id_of_no_role_that_is_lost_is_left_and_told():
+    made = retarget()
+    assert made.generation_config({"image_token_id": 999}) == {"image_token_id": 999}
+    assert "image_token_id" in made.warnings[0]
+
+
+def test_null_and_other_values_stay():
+    made = retarget()
+    config = {"decoder_start_token_id": None, "eos_token_id": "x", "token_ids": [[1]], "top_k": 12}
+    assert made.generation_config(config) == config
+
+
+def test_padded_sizes_are_the_vocabulary_size_too(tmp_path):
+    """Rows, the tokenizer's length and config.vocab_size are three numbers."""
+    write_source(tmp_path / "source", padding=30)
+    config = read_json(tmp_path / "source" / "config.json")
+    write_json(tmp_path / "source" / "config.json", config | {"vocab_size": 50})
+    write_helper(tmp_path / "helper")
+    clpstream.convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target")
+    assert read_json(tmp_path / "target" / "config.json")["vocab_size"] == SIZE
+
+
+def test_without_a_generation_config_none_is_written(pair):
+    clpstream.convert(*pair)
+    assert not (pair.output / "generation_config.json").exists()
+
+
+def test_roles_come_from_the_helpers_tokenizer(tmp_path):
+    write_source(tmp_path / "source", special={"bos": "<s>", "eos": "</s>", "pad": "<p>"})
+    config = read_json(tmp_path / "source" / "config.json")
+    ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    write_json(tmp_path / "source" / "config.json", config | ids)
+    write_json(tmp_path / "source" / "generation_config.json", ids | {"eos_token_id": [1]})
+    write_helper(tmp_path / "helper", special={"unk": "<u>", "eos": "<e>", "bos": "<b>"})
+    result = clpstream.convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target")
+    made = read_json(tmp_path / "target" / "config.json")
+    assert {key: made[key] for key in ids} == {
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+        "pad_token_id": None,
+    }
+    generation = read_json(tmp_path / "target" / "generation_config.json")
+    assert generation == {"bos_token_id": 2, "eos_token_id": [1], "pad_token_id": None}
+    assert any("pad_token_id" in warning for warning in result.report.warnings)
+
+
+def test_transformers_is_told_the_tokenizer_class_where_the_tokenizer_is_silent(tmp_path):
+    write_source(tmp_path / "source")
+    write_helper(tmp_path / "helper")
+    both = tmp_path / "source", tmp_path / "helper"
+    config = read_json(tmp_path / "source" / "config.json")
+    write_json(tmp_path / "source" / "config.json", config | {"tokenizer_class": "GPT2Tokenizer"})
+    clpstream.convert(*both, tmp_path / "named")
+    assert "tokenizer_class" not in read_json(tmp_path / "named" / "config.json")
+    write_json(tmp_path / "helper" / "tokenizer_config.json", {"eos_token": "</s>"})
+    clpstream.convert(*both, tmp_path / "silent")
+    made = read_json(tmp_path / "silent" / "config.json")
+    assert made["tokenizer_class"] == "PreTrainedTokenizerFast"
