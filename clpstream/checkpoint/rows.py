@@ -1,8 +1,8 @@
-"""Rows of a tensor on disk, read when they are asked for and forgotten afterwards."""
+"""Rows of a tensor on disk, read when they are asked for."""
 
 from __future__ import annotations
 
-import mmap
+import os
 from math import prod
 from typing import Any
 
@@ -13,40 +13,25 @@ from clpstream.checkpoint import dtypes
 from clpstream.checkpoint.safetensors_file import TensorSpan
 from clpstream.errors import CheckpointError, NotFiniteError
 
-_PAGES_KEPT = 16 << 20
-"""Bytes of mapped pages after which they are dropped: resident memory stays below this."""
-_FAULT_AROUND = 65_536
-"""Linux maps up to this much around a page that is touched."""
-
 
 class TensorRows:
     """A tensor of shape (rows, ...) as a read-only matrix (rows, width) on disk.
 
-    Indexing with a slice or an integer array gives float32 rows, and raises TransferError where
-    one is not finite. `words` gives the same rows bit for bit. The file is mapped, shared and
-    read-only; pages are dropped behind the reader, so that resident memory stays small.
+    Indexing with a slice or an integer array gives float32 rows, and raises NotFiniteError where
+    one has NaN or Inf. `words` gives the same rows bit for bit.
+
+    Rows are read into place with pread and not through a memory map: how many pages a map keeps
+    resident is up to the kernel, and far more than the rows when they are scattered.
     """
 
     def __init__(self, span: TensorSpan) -> None:
         self.span = span
         self.shape = (span.shape[0], prod(span.shape[1:]))
         self._dtype = dtypes.FLOATS[span.dtype]
-        start = span.offset - span.offset % mmap.ALLOCATIONGRANULARITY
         try:
-            with span.path.open("rb") as file:
-                self._map = mmap.mmap(
-                    file.fileno(),
-                    span.offset - start + span.length,
-                    access=mmap.ACCESS_READ,
-                    offset=start,
-                )
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{span}: can't be mapped into memory: {error}") from None
-        word = np.dtype(f"<u{self._dtype.itemsize}")
-        self._words = np.frombuffer(self._map, word, prod(self.shape), span.offset - start).reshape(
-            self.shape
-        )
-        self._touched = 0
+            self._file = span.path.open("rb", buffering=0)
+        except OSError as error:
+            raise CheckpointError(f"{span}: can't be read: {error.strerror}") from None
 
     def __getitem__(self, index: slice | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         found = self.words(index)
@@ -62,27 +47,32 @@ class TensorRows:
         return finite
 
     def words(self, index: slice | npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """Rows bit for bit, as unsigned integers of the dtype's size: an array of its own."""
+        """Rows bit for bit, as unsigned integers of the dtype's size."""
         if isinstance(index, slice):
-            return self._read(index)
-        out = np.empty((len(index), self.shape[1]), self._words.dtype)
-        step = max(1, _PAGES_KEPT // max(_FAULT_AROUND, self._row_bytes))
-        for start in range(0, len(index), step):
-            out[start : start + step] = self._read(index[start : start + step])
+            start, stop, _ = index.indices(self.shape[0])
+            runs = [(start, stop)] if start < stop else []
+        else:
+            runs = _runs(index)
+        count = sum(stop - start for start, stop in runs)
+        out = np.empty((count, self.shape[1]), f"<u{self._dtype.itemsize}")
+        row_bytes, place = out.itemsize * self.shape[1], 0
+        into = out.reshape(-1).data.cast("B") if count else memoryview(b"")
+        for start, stop in runs:
+            end = place + (stop - start) * row_bytes
+            self._read(into[place:end], self.span.offset + start * row_bytes)
+            place = end
         return out
 
-    @property
-    def _row_bytes(self) -> int:
-        return self.shape[1] * self._dtype.itemsize
+    def _read(self, into: memoryview, offset: int) -> None:
+        while len(into):
+            count = os.preadv(self._file.fileno(), [into], offset)
+            if count == 0:
+                raise CheckpointError(f"{self.span}: the file became shorter while it was read")
+            into, offset = into[count:], offset + count
 
-    def _read(self, index: slice | npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        rows = self._words[index]
-        if isinstance(index, slice):
-            rows = rows.copy()
-        scattered = 0 if isinstance(index, slice) else _FAULT_AROUND
-        self._touched += len(rows) * max(scattered, self._row_bytes)
-        if self._touched >= _PAGES_KEPT:
-            if hasattr(self._map, "madvise"):
-                self._map.madvise(mmap.MADV_DONTNEED)
-            self._touched = 0
-        return rows
+
+def _runs(ids: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Start and stop of the runs of consecutive ids; each is one read."""
+    breaks = np.flatnonzero(np.diff(ids, prepend=-2) != 1)
+    lasts = np.append(breaks[1:], len(ids)) - 1
+    return list(zip(ids[breaks].tolist(), (ids[lasts] + 1).tolist(), strict=True))

@@ -66,18 +66,19 @@ class Unit:
 
     def __getitem__(self, index: Any) -> Floats:
         rows = self._rows[index]
-        tiny = np.finfo(np.float32).tiny
+        least = np.float32(np.finfo(np.float32).tiny)
         if self._center is not None:
-            tiny = tiny + 1e-6 * _norms(rows)
+            least = least + np.float32(1e-6) * _norms(rows)
             rows = rows - self._center
         norms = _norms(rows)
-        units: Floats = np.where(norms > tiny, rows / np.maximum(norms, tiny), np.float32(0))
+        units: Floats = rows / np.where(norms > least, norms, np.float32(np.inf))
         return units
 
 
 def _norms(rows: Floats) -> Floats:
-    """L2 norms, shape (n, 1); safe against overflow of the squares."""
-    scale = np.abs(rows).max(axis=1, keepdims=True)
-    scale = np.where(scale > 0, scale, np.float32(1))
-    norms: Floats = scale * np.sqrt(np.square(rows / scale).sum(axis=1, keepdims=True))
+    """L2 norms, shape (n, 1); by way of float64 where the squares leave float32's range."""
+    squares: Floats | Doubles = np.einsum("ij,ij->i", rows, rows)
+    if not ((squares > 1e-24) & (squares < 1e36)).all():
+        squares = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+    norms: Floats = np.sqrt(squares)[:, None].astype(np.float32)
     return norms
