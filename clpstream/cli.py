@@ -1,7 +1,7 @@
 """The command line: parse, call, print. What it does is in clpstream.conversion.
 
 Exit codes: 0 done; 1 a defect or a failing machine; 2 wrong usage or input that can't be used;
-130 interrupted (Ctrl-C); 143 terminated.
+130 interrupted (Ctrl-C); 143 terminated; 129 hung up.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ if TYPE_CHECKING:
 
 Command = Callable[..., Any]
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 def main() -> NoReturn:
     """Run the command line and exit: the console script."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in _STOPPING:
+        signal.signal(number, _stop)
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as error:
@@ -36,8 +39,9 @@ def main() -> NoReturn:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted; nothing was left behind", 130)
+    except _Stopped as stopped:
+        number = signal.Signals(stopped.args[0])
+        _fail(f"stopped by {number.name}; nothing was left behind", 128 + number)
     except ClpstreamError as error:
         _fail(str(error), 2)
     except OSError as error:
@@ -48,9 +52,15 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-def _terminate(number: int, frame: object) -> NoReturn:
-    print("clpstream: terminated; nothing was left behind", file=sys.stderr)
-    raise SystemExit(128 + number)
+def _stop(number: int, frame: object) -> NoReturn:
+    """Raise, so that the run tidies up; a second signal must not stop the tidying."""
+    for stopping in _STOPPING:
+        signal.signal(stopping, signal.SIG_IGN)
+    raise _Stopped(number)
+
+
+class _Stopped(BaseException):
+    """A signal asked the run to end."""
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clpstream.checkpoint import TensorRows
-from clpstream.errors import NotFiniteError
+from clpstream.errors import NotFiniteError, OutputError
 from clpstream.output.files import json_bytes, write_file
 from clpstream.output.report import REPORT_FILE, Report, peak_memory
 from clpstream.output.shards import NewTensor, write_shard
@@ -107,8 +107,14 @@ def convert(
     report = plan.report()
     if not dry_run:
         check_space(output, plan.bytes_to_write, free)
-        with staged(output, overwrite) as stage:
-            report = _write(plan, stage, progress)
+        try:
+            with staged(output, overwrite) as stage:
+                report = _write(plan, stage, progress)
+        except OSError as error:
+            raise OutputError(
+                f"{output}: can't be written: {error.strerror or error}; make room, or choose "
+                "another output"
+            ) from None
     return Conversion(
         output=None if dry_run else output,
         report=report,

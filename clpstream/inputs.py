@@ -33,11 +33,12 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read: {error.strerror}") from None
     except RecursionError:
-        raise CheckpointError(f"{path}: nested too deeply to be real") from None
+        raise CheckpointError(f"{path}: nested too deeply to be real; download it again") from None
     except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from None
+        raise CheckpointError(f"{path}: not valid JSON: {error}; download it again") from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a JSON object")
+        kind = type(content).__name__
+        raise CheckpointError(f"{path}: holds a {kind}, not a JSON object; download it again")
     return content
 
 

@@ -24,7 +24,7 @@ from clpstream.checkpoint import (
     open_checkpoint,
 )
 from clpstream.errors import CheckpointError, TransferError
-from clpstream.inputs import read_json_if_there
+from clpstream.inputs import read_json_if_there, refuse_lfs_pointer
 from clpstream.output.config import Retarget
 from clpstream.output.files import json_bytes
 from clpstream.output.report import (
@@ -213,6 +213,8 @@ def make_plan(
     overlap = match(old, new, match_by, source_rows)
     tied = is_tied(tensors)
     files = side_files(big.directory, small.directory)
+    for path in files.values():
+        refuse_lfs_pointer(path)
     written, notes = _json_files(big, small, new, overlap, tensors)
     return Plan(
         source=big,
@@ -235,7 +237,7 @@ def make_plan(
         shards=plan_shards(big, {tensor.name for tensor in tensors}, new.size),
         written=written,
         copied_files=files,
-        warnings=(*_warnings(big, old, new, tensors, tied, source_rows), *notes),
+        warnings=(*_warnings(big, small, old, new, tensors, tied, source_rows), *notes),
     )
 
 
@@ -255,19 +257,22 @@ def _json_files(
     tensors: tuple[VocabularyTensor, ...],
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """The JSON files that are made from the source's, and warnings."""
-    shared = overlap.shared[::-1]  # so that the lowest target id stays
+    targets_of: dict[int, tuple[int, ...]] = {}
+    for token in overlap.shared.tolist():
+        old = int(overlap.source_of[token])
+        targets_of[old] = (*targets_of.get(old, ()), token)
     retarget = Retarget(
         rows=target.size,
         old_sizes=frozenset(tensor.rows for tensor in tensors),
         roles=target.roles,
-        target_of={int(overlap.source_of[token]): int(token) for token in shared},
+        targets_of=targets_of,
     )
     settings = read_json_if_there(helper.directory / "tokenizer_config.json")
     tokenizer_class = None
     if "tokenizer_class" not in settings:
         tokenizer_class = helper.config.get("tokenizer_class") or "PreTrainedTokenizerFast"
-    files = {"config.json": retarget.config(source.config, tokenizer_class)}
     generation = read_json_if_there(source.directory / "generation_config.json")
+    files = {"config.json": retarget.config(source.config, tokenizer_class, not generation)}
     if generation:
         files["generation_config.json"] = retarget.generation_config(generation)
     index = index_of(source, {tensor.name: target.size for tensor in tensors})
@@ -276,8 +281,13 @@ def _json_files(
     return files, retarget.warnings
 
 
+_OWN_TOKENIZER = ("qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "siglip2")
+"""Model types whose tokenizer class transformers 5 takes from the type, whatever the files say."""
+
+
 def _warnings(
     source: Checkpoint,
+    helper: Checkpoint,
     old: Vocabulary,
     new: Vocabulary,
     tensors: tuple[VocabularyTensor, ...],
@@ -294,6 +304,13 @@ def _warnings(
         warnings.append(
             f"{new.path}: the {role} token {piece!r} of tokenizer_config.json is not in the "
             "tokenizer; transformers gives it an id without a row"
+        )
+    model_type = source.config.get("model_type")
+    if model_type in _OWN_TOKENIZER and model_type != helper.config.get("model_type"):
+        warnings.append(
+            f"transformers 5's AutoTokenizer takes the tokenizer class of a {model_type} from its "
+            "type and may split text wrongly; load the target's tokenizer with "
+            "PreTrainedTokenizerFast.from_pretrained"
         )
     has_head = any(tensor.role == "output head" for tensor in tensors)
     flag = source.config.get("tie_word_embeddings")

@@ -15,7 +15,7 @@ def retarget(**changes):
         "rows": 500,
         "old_sizes": frozenset([1000]),
         "roles": {"bos": 1, "eos": 2, "unk": 0},
-        "target_of": {11: 1, 12: 2, 77: 33},
+        "targets_of": {11: (1,), 12: (2,), 77: (33,)},
     }
     return Retarget(**settings | changes)
 
@@ -36,6 +36,7 @@ def test_vocabulary_size_and_ids_change_at_every_level_and_nothing_else():
             "vision_config": {"vocab_size": 32, "image_size": 1000},
         },
         None,
+        alone=False,
     )
     assert config == {
         "architectures": ["XForConditionalGeneration"],
@@ -55,13 +56,13 @@ def test_vocabulary_size_and_ids_change_at_every_level_and_nothing_else():
 
 
 def test_keys_keep_their_order():
-    config = retarget().config({"z": 1, "vocab_size": 1000, "a": 2, "eos_token_id": 9}, None)
+    config = retarget().config({"z": 1, "vocab_size": 1000, "a": 2, "eos_token_id": 9}, None, False)
     assert list(config) == ["z", "vocab_size", "a", "eos_token_id", "bos_token_id", "pad_token_id"]
 
 
 def test_ids_left_to_class_defaults_are_made_explicit():
     """A Llama config without eos_token_id means 2, whatever token that is now."""
-    config = retarget(roles={"eos": 7}).config({"vocab_size": 1000}, None)
+    config = retarget(roles={"eos": 7}).config({"vocab_size": 1000}, None, False)
     assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (
         None,
         7,
@@ -76,6 +77,20 @@ def test_a_list_of_stop_tokens_stays_a_list_and_names_what_it_lost():
     assert len(made.warnings) == 1
     assert "99" in made.warnings[0]
     assert "generation_config.json: eos_token_id" in made.warnings[0]
+
+
+def test_every_token_with_the_row_of_the_stop_token_stops():
+    """The source has one token for bos and eos: its logits would be shared by two."""
+    shared = {"targets_of": {12: (1, 2)}}
+    made = retarget(**shared)
+    assert made.generation_config({"eos_token_id": 12, "bos_token_id": 12}) == {
+        "eos_token_id": [2, 1],
+        "bos_token_id": 1,
+    }
+    assert "eos" in made.warnings[0]
+    config = {"vocab_size": 1000, "eos_token_id": 12}
+    assert retarget(**shared).config(config, None, alone=False)["eos_token_id"] == 2
+    assert retarget(**shared).config(config, None, alone=True)["eos_token_id"] == [2, 1]
 
 
 def test_a_role_that_the_target_lacks_becomes_null_and_is_told():

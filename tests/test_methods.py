@@ -155,6 +155,16 @@ def test_one_anchor_or_no_missing_token_is_enough(method):
     assert method.prepare(anchors, missing[:0]).rows(source)[:].shape == (0, source.shape[1])
 
 
+@pytest.mark.parametrize("method", [Clp(), Knn(), Knn(weights="sparsemax")], ids=str)
+def test_float64_arrays_give_the_same_rows(method):
+    rows = helper_and_source()
+    expected = method.prepare(*rows[:2]).rows(rows[2])[:]
+    wide = [array.astype(np.float64) for array in rows]
+    made = method.prepare(*wide[:2]).rows(wide[2])[:]
+    assert made.dtype == np.float32
+    assert relative_error(made, expected).max() < 1e-5
+
+
 def test_helper_rows_of_any_scale_give_the_same_rows():
     anchors, missing, source = helper_and_source()
     expected = Knn().prepare(anchors, missing).rows(source)[:]
@@ -164,12 +174,25 @@ def test_helper_rows_of_any_scale_give_the_same_rows():
 
 
 def test_equal_scores_keep_the_order_of_the_anchors(monkeypatch):
-    anchors = np.repeat(np.eye(4, dtype=np.float32), 50, axis=0)
-    queries = np.eye(4, dtype=np.float32)
+    anchors = Unit(np.repeat(np.eye(4, dtype=np.float32), 50, axis=0), None)
+    queries = Unit(np.eye(4, dtype=np.float32), None)
     for size in (1 << 20, 16 * 4 * 9):
         monkeypatch.setattr(search, "ANCHOR_BYTES", size)
-        _, ids = search.nearest(queries, anchors, 3)
+        _, ids = search.nearest(queries, np.arange(4), anchors, 3)
         assert ids.tolist() == [[first, first + 1, first + 2] for first in (0, 50, 100, 150)]
+
+
+@pytest.mark.parametrize("d", [3, 40])
+def test_the_neighbours_are_exact_where_float32_can_not_tell_them_apart(d):
+    generator = np.random.default_rng(1)
+    base = generator.standard_normal(d)
+    anchors = np.vstack([base + 3e-4 * generator.standard_normal((60, d)), -np.eye(d)])
+    missing = base + 0.3 * generator.standard_normal((200, d))
+    anchors, missing = anchors.astype(np.float32), missing.astype(np.float32)
+    scores = cosines(anchors, missing, center=False)
+    _, ids = search.nearest(Unit(missing, None), np.arange(200), Unit(anchors, None), 5)
+    expected = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+    assert np.array_equal(np.sort(ids, axis=1), np.sort(expected, axis=1))
 
 
 @pytest.mark.parametrize(

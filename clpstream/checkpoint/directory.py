@@ -78,11 +78,21 @@ def _shard_names(directory: Path, index: dict[str, Any]) -> list[str]:
     where = directory / INDEX_FILE
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{where}: it has no weight_map from tensor names to files")
-    names = list(dict.fromkeys(weight_map.values()))
-    for name in names:
+        raise CheckpointError(
+            f"{where}: it has no weight_map from tensor names to files; download it again"
+        )
+    if not isinstance(index.get("metadata", {}), dict):
+        raise CheckpointError(f"{where}: its metadata is not an object; download it again")
+    names = []
+    for name in weight_map.values():
         if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
-            raise CheckpointError(f"{where}: it names {name!r}, which lies outside {directory}")
+            raise CheckpointError(
+                f"{where}: it names {name!r}, which is not a file in {directory}; use an index "
+                "that belongs to its shards"
+            )
+        if name not in names:
+            names.append(name)
+    for name in names:
         if not (directory / name).is_file():
             raise CheckpointError(
                 f"{where}: it names {name}, which is not in {directory}; download the missing shard"
@@ -97,14 +107,14 @@ def _check_names(directory: Path, shards: tuple[Shard, ...], index: dict[str, An
             if span.name in home:
                 raise CheckpointError(
                     f"{directory}: tensor '{span.name}' is in both {home[span.name]} and "
-                    f"{shard.path.name}"
+                    f"{shard.path.name}; download the model again"
                 )
             home[span.name] = shard.path.name
     for name, file in (index or {}).get("weight_map", {}).items():
         if home.get(name) != file:
             raise CheckpointError(
                 f"{directory / INDEX_FILE}: it says that tensor '{name}' is in {file}, which does "
-                "not hold it; the index does not belong to these shards"
+                "not hold it; the index does not belong to these shards: download it again"
             )
 
 
@@ -119,4 +129,7 @@ def _what_is_there_instead(directory: Path) -> str:
             "no safetensors file, only PyTorch .bin files; save the model again with "
             "save_pretrained(safe_serialization=True)"
         )
-    return f"no safetensors file in it (looked for {SINGLE_FILE} and {INDEX_FILE})"
+    return (
+        f"no safetensors file in it (looked for {SINGLE_FILE} and {INDEX_FILE}); give the "
+        "directory of a Hugging Face model"
+    )

@@ -31,10 +31,9 @@ FLOATS: dict[str, np.dtype[Any]] = {
 """The dtypes that a vocabulary tensor may have."""
 
 
-def size_in_bytes(dtype: str, shape: tuple[int, ...]) -> int | None:
-    """Bytes of a tensor; None where the dtype is unknown or does not fill whole bytes."""
-    bits = BITS.get(dtype, 1) * prod(shape)
-    return None if dtype not in BITS or bits % 8 else bits // 8
+def size_in_bits(dtype: str, shape: tuple[int, ...]) -> int | None:
+    """Bits of a tensor; None where the dtype is unknown."""
+    return BITS[dtype] * prod(shape) if dtype in BITS else None
 
 
 def encode(rows: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clpstream.checkpoint.dtypes import size_in_bytes
+from clpstream.checkpoint.dtypes import size_in_bits
 from clpstream.errors import CheckpointError
 from clpstream.inputs import refuse_lfs_pointer
 
@@ -87,19 +87,19 @@ def header_bytes(
     return len(text).to_bytes(8, "little") + text
 
 
+def _damaged(path: Path, fault: str) -> CheckpointError:
+    return CheckpointError(f"{path}: {fault}; the file is damaged: download it again")
+
+
 def _check_header_length(path: Path, length: int, size: int) -> None:
     if size < 8:
-        raise CheckpointError(f"{path}: {size} bytes are too few for a safetensors file")
+        raise _damaged(path, f"{size} bytes are too few for a safetensors file")
     if length > MAX_HEADER_BYTES:
-        raise CheckpointError(
-            f"{path}: its header would be {length} bytes long, over the format's limit of "
-            f"{MAX_HEADER_BYTES}; this is not a safetensors file, or it is damaged"
+        raise _damaged(
+            path, f"its header of {length} bytes is over the format's limit of {MAX_HEADER_BYTES}"
         )
     if 8 + length > size:
-        raise CheckpointError(
-            f"{path}: truncated: its header needs {8 + length} bytes, the file has {size}; "
-            "download it again"
-        )
+        raise _damaged(path, f"truncated: its header ends at byte {8 + length} of {size}")
 
 
 def _parse(path: Path, header: bytes) -> dict[str, Any]:
@@ -108,15 +108,20 @@ def _parse(path: Path, header: bytes) -> dict[str, Any]:
         if len(entries) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
-            raise CheckpointError(f"{path}: its header has '{twice}' twice")
+            raise _damaged(path, f"its header has '{twice}' twice")
         return entries
 
+    def no_constant(name: str) -> None:
+        raise ValueError(f"{name} is not JSON")
+
     try:
-        entries = json.loads(header.decode(), object_pairs_hook=no_duplicates)
+        entries = json.loads(
+            header.decode(), object_pairs_hook=no_duplicates, parse_constant=no_constant
+        )
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: its header is not valid JSON: {error}") from None
+        raise _damaged(path, f"its header is not valid JSON: {error}") from None
     if not isinstance(entries, dict):
-        raise CheckpointError(f"{path}: its header is not a JSON object")
+        raise _damaged(path, "its header is not a JSON object")
     return entries
 
 
@@ -124,30 +129,37 @@ def _metadata(path: Path, metadata: Any) -> dict[str, str] | None:
     if metadata is None:
         return None
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise CheckpointError(f"{path}: __metadata__ in its header must map strings to strings")
+        raise _damaged(path, "__metadata__ in its header does not map strings to strings")
     return metadata
 
 
 def _span(path: Path, name: str, entry: Any, data_start: int) -> TensorSpan:
     def sizes(key: str) -> tuple[int, ...]:
         values = entry.get(key)
-        if not isinstance(values, list) or not all(type(v) is int and v >= 0 for v in values):
-            raise CheckpointError(f"{path}: tensor '{name}': its {key} is not a list of sizes")
+        if not isinstance(values, list) or not all(_is_size(value) for value in values):
+            raise _damaged(path, f"tensor '{name}': its {key} is not a list of sizes")
         return tuple(values)
 
+    if not name.isascii() and name != name.encode("utf-8", "replace").decode():
+        raise _damaged(path, f"tensor {name!a}: its name is not Unicode")
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
-        raise CheckpointError(f"{path}: tensor '{name}': its header entry has no dtype")
+        raise _damaged(path, f"tensor '{name}': its header entry has no dtype")
     shape, offsets = sizes("shape"), sizes("data_offsets")
     if len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise CheckpointError(f"{path}: tensor '{name}': data_offsets {list(offsets)} are no range")
+        raise _damaged(path, f"tensor '{name}': data_offsets {list(offsets)} are no range")
     begin, end = offsets
-    expected = size_in_bytes(entry["dtype"], shape)
-    if expected is not None and expected != end - begin:
-        raise CheckpointError(
-            f"{path}: tensor '{name}': {entry['dtype']} {list(shape)} takes {expected} bytes, its "
-            f"data_offsets give {end - begin}"
+    bits = size_in_bits(entry["dtype"], shape)
+    if bits is not None and bits != 8 * (end - begin):
+        raise _damaged(
+            path,
+            f"tensor '{name}': {entry['dtype']} {list(shape)} takes {bits} bits, its data_offsets "
+            f"give {end - begin} bytes",
         )
     return TensorSpan(name, path, data_start + begin, end - begin, entry["dtype"], shape)
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**64
 
 
 def _check_contiguous(path: Path, spans: list[TensorSpan], data_start: int, size: int) -> None:
@@ -155,15 +167,13 @@ def _check_contiguous(path: Path, spans: list[TensorSpan], data_start: int, size
     for span in spans:
         if span.offset != end:
             fault = "overlaps the tensor before it" if span.offset < end else "leaves a hole"
-            raise CheckpointError(
-                f"{path}: tensor '{span.name}': its data starts at {span.offset - data_start}, "
-                f"which {fault} (expected {end - data_start}); the file is damaged"
+            raise _damaged(
+                path,
+                f"tensor '{span.name}': its data starts at {span.offset - data_start}, which "
+                f"{fault} (expected {end - data_start})",
             )
         end += span.length
         if end > size:
-            raise CheckpointError(
-                f"{path}: tensor '{span.name}' ends at byte {end}, out of the file's {size}; the "
-                "file is truncated: download it again"
-            )
+            raise _damaged(path, f"truncated: tensor '{span.name}' ends at byte {end} of {size}")
     if end < size:
-        raise CheckpointError(f"{path}: {size - end} bytes after the last tensor belong to none")
+        raise _damaged(path, f"{size - end} bytes after the last tensor belong to none")

@@ -55,19 +55,29 @@ def find_vocabulary_tensors(
     names = {span.name for span in checkpoint.tensors}
     for name in (*vocab_tensors, *pass_through):
         if name not in names:
-            raise CheckpointError(f"{checkpoint.directory}: there is no tensor '{name}' in it")
+            raise CheckpointError(
+                f"{checkpoint.directory}: there is no tensor '{name}' in it; check the name"
+            )
     found = known_vocabulary_tensors(checkpoint, vocab_tensors, pass_through)
     for tensor in found:
         _check_usable(tensor)
     embeddings = input_embeddings(checkpoint, found)
-    lengths = {t.rows for t in found} - {embeddings.width}
+    lengths = {t.rows for t in found if t.role != "named by the user"} | {embeddings.rows}
+    for tensor in found:
+        if tensor.rows not in lengths:
+            raise CheckpointError(
+                f"{tensor.span}: its shape is {list(tensor.span.shape)}, and the vocabulary has "
+                f"{embeddings.rows} rows on the first axis; check --vocab-tensor"
+            )
+    lengths.discard(embeddings.width)  # then a length says nothing
     explained = {t.name for t in found} | set(pass_through)
     for span in checkpoint.tensors:
         if span.name not in explained and _looks_like_vocabulary(span, lengths):
+            first = span.shape[0] in lengths
             raise CheckpointError(
                 f"{span}: its shape {list(span.shape)} has an axis as long as the vocabulary, and "
-                f"its name is not known; decide with --vocab-tensor {span.name} or "
-                f"--pass-through {span.name}"
+                f"its name is not known; decide with --pass-through {span.name}"
+                + (f" or --vocab-tensor {span.name}" if first else "")
             )
     return found
 
@@ -87,16 +97,18 @@ def input_embeddings(
 ) -> VocabularyTensor:
     """The input embeddings among `tensors`: the first by name length, so a copy never wins.
 
+    A tensor named by the user stands in where no name is known.
+
     Raises CheckpointError if there are none, or they are of a dtype that can't be combined.
     """
-    found = sorted(
-        (t for t in tensors if t.role == "input embeddings"), key=lambda t: (len(t.name), t.name)
-    )
+    by_length = sorted(tensors, key=lambda t: (len(t.name), t.name))
+    found = [t for t in by_length if t.role == "input embeddings"]
+    found = found or [t for t in by_length if t.role == "named by the user"]
     if not found:
         known = ", ".join(n for n, role in VOCABULARY_NAMES.items() if role == "input embeddings")
         raise CheckpointError(
             f"{checkpoint.directory}: no input embeddings found among its tensors (names known: "
-            f"{known})"
+            f"{known}); name those of a source with --vocab-tensor"
         )
     _check_usable(found[0])
     return found[0]

@@ -19,25 +19,28 @@ class Retarget:
     rows: rows of the target's vocabulary tensors.
     old_sizes: numbers that mean the source's vocabulary size.
     roles: target token ids by role (bos, eos, ...).
-    target_of: target id of each source token that the target has.
+    targets_of: target ids, lowest first, of each source token that the target has. They are several
+        where the source has one token for bos and eos, and the target two.
     warnings: filled with what could not be carried over.
     """
 
     rows: int
     old_sizes: frozenset[int]
     roles: Mapping[str, int]
-    target_of: Mapping[int, int]
+    targets_of: Mapping[int, tuple[int, ...]]
     warnings: list[str] = field(default_factory=list)
 
-    def config(self, config: Mapping[str, Any], tokenizer_class: str | None) -> dict[str, Any]:
-        """The target's config.json.
+    def config(
+        self, config: Mapping[str, Any], tokenizer_class: str | None, alone: bool
+    ) -> dict[str, Any]:
+        """The target's config.json; `alone` if no generation_config.json goes with it.
 
         The level that holds vocab_size also gets explicit bos, eos and pad ids: an id left out
         would take its class's default, which belongs to another vocabulary. `tokenizer_class` is
         named in it if given: transformers looks there when tokenizer_config.json is silent.
         """
         old_sizes = self.old_sizes | _main_sizes(config)
-        new = self._level(config, "config.json", old_sizes)
+        new = self._level(config, "config.json", old_sizes, all_stops=alone)
         levels = [level for level in _levels(new) if level.get("vocab_size") == self.rows]
         if not levels:
             text = new.get("text_config")
@@ -55,20 +58,22 @@ class Retarget:
 
     def generation_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The target's generation_config.json."""
-        return self._level(config, "generation_config.json", self.old_sizes)
+        return self._level(config, "generation_config.json", self.old_sizes, all_stops=True)
 
     def _level(
-        self, level: Mapping[str, Any], path: str, old_sizes: frozenset[int]
+        self, level: Mapping[str, Any], path: str, old_sizes: frozenset[int], all_stops: bool
     ) -> dict[str, Any]:
         new: dict[str, Any] = {}
         for key, value in level.items():
             where = f"{path}: {key}"
             if isinstance(value, dict):
-                new[key] = self._level(value, where, old_sizes)
-            elif key == "vocab_size" and value in old_sizes:
+                new[key] = self._level(value, where, old_sizes, all_stops)
+            elif key == "vocab_size" and type(value) is int and value in old_sizes:
                 new[key] = self.rows
             elif match := _TOKEN_KEY.fullmatch(key):
                 new[key] = self._ids(value, match["role"], where)
+                if all_stops and match["role"] == "eos":
+                    new[key] = self._every_stop(value, new[key], where)
             else:
                 new[key] = value
         return new
@@ -83,8 +88,8 @@ class Retarget:
     def _id(self, value: int, role: str | None, where: str) -> int | None:
         if role is not None and role in self.roles:
             return self.roles[role]
-        if value in self.target_of:
-            return self.target_of[value]
+        if value in self.targets_of:
+            return self.targets_of[value][0]
         if role in ("bos", "eos", "pad", "unk", "cls", "sep", "mask"):
             self.warnings.append(f"{where}: the target tokenizer has no {role} token: null")
             return None
@@ -94,15 +99,30 @@ class Retarget:
         return value
 
     def _list(self, values: list[int], role: str | None, where: str) -> list[int]:
-        kept = [self.target_of[value] for value in values if value in self.target_of]
+        kept = [self.targets_of[value][0] for value in values if value in self.targets_of]
         if role is not None and role in self.roles:
             kept.insert(0, self.roles[role])
-        lost = [value for value in values if value not in self.target_of]
+        lost = [value for value in values if value not in self.targets_of]
         if lost:
             self.warnings.append(
                 f"{where}: dropped {lost}: not in the target vocabulary, kept {kept}"
             )
         return list(dict.fromkeys(kept))
+
+    def _every_stop(self, old: Any, new: Any, where: str) -> Any:
+        """All tokens that have the row of a stop token stop: their logits are equal."""
+        before, first = (ids if isinstance(ids, list) else [ids] for ids in (old, new))
+        if not all(type(token) is int for token in (*before, *first)):
+            return new
+        stops = [token for value in before for token in self.targets_of.get(value, ())]
+        every = list(dict.fromkeys([*first, *stops]))
+        if len(every) == len(first):
+            return new
+        self.warnings.append(
+            f"{where}: {every}: these tokens all have the row of the source's eos token, and each "
+            "of them stops"
+        )
+        return every
 
 
 def _main_sizes(config: Mapping[str, Any]) -> frozenset[int]:

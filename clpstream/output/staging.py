@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
-import glob
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -30,9 +30,15 @@ def check_place(output: Path, inputs: list[Path], overwrite: bool) -> None:
     place = output.resolve()
     for path in (path.resolve() for path in inputs):
         if place == path or path in place.parents:
-            raise OutputError(f"{output}: the output lies inside the input {path}")
-        if place in path.parents:
-            raise OutputError(f"{output}: the output would replace the input {path} inside it")
+            raise OutputError(
+                f"{output}: the output lies inside the input {path}; choose another output"
+            )
+        linked = (file.resolve() for file in path.iterdir())
+        if any(place in file.parents for file in (path, *linked)):
+            raise OutputError(
+                f"{output}: the output would replace files of the input {path}; choose another "
+                "output"
+            )
     parent = existing_parent(output)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"{output}: {parent} is not a directory that can be written to")
@@ -99,7 +105,10 @@ def _locked_directory(output: Path) -> Iterator[Path]:
 
 
 def _remove_leftovers(output: Path) -> None:
-    for leftover in output.parent.glob(f"{glob.escape(_prefix(output))}*"):
+    ours = re.compile(re.escape(_prefix(output)) + f"[0-9a-f]{{8}}({re.escape(_ASIDE)})?")
+    for leftover in output.parent.iterdir():
+        if not ours.fullmatch(leftover.name):
+            continue
         with contextlib.suppress(OSError):
             fd = os.open(leftover, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
@@ -119,7 +128,9 @@ def _put_in_place(stage: Path, output: Path, overwrite: bool) -> None:
         else:
             stage.rename(output)
     except OSError as error:
-        raise OutputError(f"{output}: can't be put in place: {error.strerror}") from None
+        raise OutputError(
+            f"{output}: can't be put in place: {error.strerror}; choose another"
+        ) from None
     _sync(output.parent)
 
 
@@ -133,7 +144,7 @@ def _exchange(stage: Path, output: Path) -> None:
     output.rename(aside)
     try:
         stage.rename(output)
-    except OSError:
+    except BaseException:  # an interrupt too: the old output must not be lost
         aside.rename(output)
         raise
     aside.rename(stage)

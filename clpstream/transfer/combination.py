@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from clpstream.transfer.rows import Doubles, Floats, Ids, Rows
+from clpstream.transfer.rows import BLOCK_BYTES, Doubles, Floats, Ids, Rows
 
-_WEIGHTS_AT_ONCE = 512
-"""Few enough that the dense product wastes little, enough that it runs at the speed of BLAS."""
+_SUMMED_AT_ONCE = 512
+"""Anchors' rows of one sum: few enough to stay in a processor's cache."""
 
 
 class SparseWeights:
@@ -34,17 +34,37 @@ class SparseWeights:
 
     def combine(self, start: int, stop: int, anchors: Rows) -> Floats:
         """The weighted sums for the missing rows from `start` to `stop`: (n, width)."""
-        out = np.zeros((stop - start, anchors.shape[1]), np.float32)
-        lines = np.repeat(np.arange(stop - start), np.diff(self._starts[start : stop + 1]))
-        for begin in range(0, len(lines), _WEIGHTS_AT_ONCE):
-            line = lines[begin : begin + _WEIGHTS_AT_ONCE]
-            first = self._starts[start] + begin
-            part = slice(first, first + len(line))
-            used, place = np.unique(self._indices[part], return_inverse=True)
-            dense = np.zeros((line[-1] - line[0] + 1, len(used)), np.float32)
-            dense[line - line[0], place] = self._values[part]
-            out[line[0] : line[-1] + 1] += dense @ anchors[used]
+        width = anchors.shape[1]
+        out = np.zeros((stop - start, width), np.float32)
+        counts = np.diff(self._starts[start : stop + 1])
+        most = int(counts.max(initial=1))
+        gathered = max(1, BLOCK_BYTES // (4 * width))
+        for row in range(0, stop - start, step := max(1, gathered // most)):
+            indices, values = self._padded(start + row, min(start + row + step, stop))
+            for column in range(0, indices.shape[1], gathered):
+                columns = slice(column, column + gathered)
+                part = _weighted_sums(indices[:, columns], values[:, columns], anchors)
+                out[row : row + step] += part
         return out
+
+    def _padded(self, start: int, stop: int) -> tuple[Ids, Floats]:
+        """Indices and weights of some missing rows as matrices; what is too short gets weight 0."""
+        counts = np.diff(self._starts[start : stop + 1])
+        part = slice(self._starts[start], self._starts[stop])
+        there = np.arange(counts.max(initial=1)) < counts[:, None]
+        indices = np.full(there.shape, self._indices[part.start], np.int64)
+        values = np.zeros(there.shape, np.float32)
+        indices[there], values[there] = self._indices[part], self._values[part]
+        return indices, values
+
+
+def _weighted_sums(indices: Ids, values: Floats, anchors: Rows) -> Floats:
+    """sum_k values[i, k] * anchors[indices[i, k]]: each anchor's row is read once."""
+    used, place = np.unique(indices, return_inverse=True)
+    rows, place = anchors[used], place.reshape(indices.shape)
+    step = max(1, _SUMMED_AT_ONCE // indices.shape[1])
+    parts = [slice(start, start + step) for start in range(0, len(indices), step)]
+    return np.vstack([np.einsum("mk,mkd->md", values[p], rows[place[p]]) for p in parts])
 
 
 class Combined:

@@ -61,24 +61,34 @@ class Unit:
 
     def __init__(self, rows: Rows, center: Doubles | None) -> None:
         self._rows = rows
-        self._center = None if center is None else center.astype(np.float32)
+        self._center = center
         self.shape = rows.shape
 
     def __getitem__(self, index: Any) -> Floats:
-        rows = self._rows[index]
+        rows = np.asarray(self._rows[index], np.float32)
         least = np.float32(np.finfo(np.float32).tiny)
         if self._center is not None:
             least = least + np.float32(1e-6) * _norms(rows)
-            rows = rows - self._center
+            rows = rows - self._center.astype(np.float32)
         norms = _norms(rows)
-        units: Floats = rows / np.where(norms > least, norms, np.float32(np.inf))
-        return units
+        norms[norms <= least] = np.inf
+        return rows / norms
+
+    def exact(self, index: Ids) -> Doubles:
+        """The same rows, all in float64."""
+        rows = self._rows[index].astype(np.float64)
+        if self._center is not None:
+            rows -= self._center
+        norms = np.linalg.norm(rows, axis=1, keepdims=True)
+        exact: Doubles = rows / np.where(self[index].any(axis=1, keepdims=True), norms, np.inf)
+        return exact
 
 
 def _norms(rows: Floats) -> Floats:
     """L2 norms, shape (n, 1); by way of float64 where the squares leave float32's range."""
-    squares: Floats | Doubles = np.einsum("ij,ij->i", rows, rows)
-    if not ((squares > 1e-24) & (squares < 1e36)).all():
-        squares = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
-    norms: Floats = np.sqrt(squares)[:, None].astype(np.float32)
+    squares = np.einsum("ij,ij->i", rows, rows)
+    if ((squares > 1e-24) & (squares < 1e36)).all():
+        norms: Floats = np.sqrt(squares)[:, None]
+    else:
+        norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True).astype(np.float32)
     return norms

@@ -1,21 +1,40 @@
-"""Nearest anchors by inner product: exact, over blocks of anchors, with a running best k."""
+"""Nearest anchors by cosine: exact, over blocks of anchors, with a running best k."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from clpstream.transfer.rows import Floats, Ids, Rows, blocks
+from clpstream.transfer.rows import BLOCK_BYTES, Floats, Ids, Unit, blocks
 
 QUERY_BYTES = 32 << 20
 ANCHOR_BYTES = 16 << 20
 
+_RESOLUTION = 2e-6
+"""Scores of unit rows that are closer than this may come out of float32 in either order."""
+_RIVALS = 16
+"""How many anchors beyond the k-th are compared in float64 where the k-th place is unclear."""
 
-def nearest(queries: Floats, anchors: Rows, k: int) -> tuple[Floats, Ids]:
-    """Scores (n, k) in falling order and anchor indices (n, k) of the k nearest anchors.
 
-    Exact search with FAISS. Equal scores keep the order of the anchors, so that the result does
-    not depend on the blocks. `k` is at most the number of anchors, which is at least 1.
+def nearest(queries: Unit, rows: Ids, anchors: Unit, k: int) -> tuple[Floats, Ids]:
+    """For some rows of `queries`, the k nearest anchors: scores (n, k) in falling order, and ids.
+
+    The search is exact, by FAISS in float32. Where the next anchor scores as high as the k-th
+    within float32's rounding, float64 decides, and the lower id where that is equal too: the
+    neighbours are those of the formula, whatever the processor, the threads and the blocks. `k` is
+    at most the number of anchors, which is at least 1.
     """
+    scores, ids = _search(queries[rows], anchors, min(k + 1, anchors.shape[0]))
+    if ids.shape[1] > k:
+        unclear = np.flatnonzero(scores[:, k - 1] - scores[:, k] < _RESOLUTION)
+        if len(unclear):
+            found = _search(queries[rows[unclear]], anchors, min(k + _RIVALS, anchors.shape[0]))
+            best = _decide(queries, rows[unclear], anchors, found[1])[:, :k]
+            ids[unclear, :k] = np.take_along_axis(found[1], best, axis=1)
+            scores[unclear, :k] = np.take_along_axis(found[0], best, axis=1)
+    return scores[:, :k], ids[:, :k]
+
+
+def _search(queries: Floats, anchors: Unit, k: int) -> tuple[Floats, Ids]:
     import faiss  # here, since importing it takes longer than most commands run
 
     scores = np.empty((len(queries), 0), np.float32)
@@ -31,3 +50,16 @@ def nearest(queries: Floats, anchors: Rows, k: int) -> tuple[Floats, Ids]:
         scores = np.take_along_axis(scores, order, axis=1)
         ids = np.take_along_axis(ids, order, axis=1)
     return scores, ids
+
+
+def _decide(queries: Unit, rows: Ids, anchors: Unit, candidates: Ids) -> Ids:
+    """The order of each row's candidates by their cosine in float64, then by their id."""
+    order = np.empty_like(candidates)
+    count, width = candidates.shape[1], anchors.shape[1]
+    step = max(1, BLOCK_BYTES // (8 * count * width))
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        rivals = anchors.exact(candidates[part].ravel()).reshape(-1, count, width)
+        exact = np.einsum("md,mkd->mk", queries.exact(rows[part]), rivals)
+        order[part] = np.lexsort((candidates[part], -exact))
+    return order

@@ -12,6 +12,8 @@ from clpstream.inputs import read_json, read_json_if_there
 from clpstream.vocabulary.pieces import piece_reader
 
 TOKENIZER_FILE = "tokenizer.json"
+MAX_IDS = 1 << 24
+"""More ids than any vocabulary has: rows are made for every id up to the largest."""
 ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
 
 
@@ -66,6 +68,8 @@ def read_vocabulary(directory: str | Path) -> Vocabulary:
     ids.update({piece: token for piece, (token, _) in added.items()})
     config = read_json_if_there(directory / "config.json")
     named = {**read_json_if_there(directory / "special_tokens_map.json"), **settings}
+    if max(ids.values()) >= MAX_IDS:
+        raise VocabularyError(f"{path}: token id {max(ids.values())} can't be real; check the file")
     special = {token for token, is_special in added.values() if is_special}
     roles, absent = _roles(ids, named, config, special)
     special.update(roles.values())
@@ -93,9 +97,12 @@ def _model_ids(path: Path, tokenizer: dict[str, Any]) -> dict[str, int]:
     ):  # Unigram: [piece, log probability], whose place is its id
         ids = {entry[0]: token for token, entry in enumerate(vocabulary)}
     else:
-        raise VocabularyError(f"{path}: it has no vocabulary under 'model'")
+        raise VocabularyError(
+            f"{path}: it has no vocabulary under 'model'; check that it is a tokenizer of the "
+            "tokenizers library"
+        )
     if not ids:
-        raise VocabularyError(f"{path}: its vocabulary is empty")
+        raise VocabularyError(f"{path}: its vocabulary is empty; check the file")
     return ids
 
 
@@ -109,10 +116,10 @@ def _added_tokens(
             found[piece] = (token, False)
     listed = [
         {**entry, "id": int(token)}
-        for token, entry in (settings.get("added_tokens_decoder") or {}).items()
-        if isinstance(entry, dict) and str(token).isdigit()
+        for token, entry in _as(dict, settings.get("added_tokens_decoder")).items()
+        if isinstance(entry, dict) and token.isdecimal()
     ]
-    for entry in (*listed, *(tokenizer.get("added_tokens") or [])):
+    for entry in (*listed, *_as(list, tokenizer.get("added_tokens"))):
         if isinstance(entry, dict) and _is_id(entry.get("id")) and "content" in entry:
             found[str(entry["content"])] = (entry["id"], bool(entry.get("special")))
     return found
@@ -148,6 +155,10 @@ def _first_id(config: dict[str, Any], key: str) -> int | None:
             if isinstance(token, int) and _is_id(token):
                 return token
     return None
+
+
+def _as(kind: type, value: Any) -> Any:
+    return value if isinstance(value, kind) else kind()
 
 
 def _is_id(value: Any) -> bool:
