@@ -174,10 +174,13 @@ class _Counted:
         self._rows = rows
         self._update = update
         self.shape = rows.shape
+        self._left = rows.shape[0]
 
     def __getitem__(self, index: Any) -> npt.NDArray[np.float32]:
         found = self._rows[index]
-        self._update(len(found))
+        more = min(len(found), self._left)  # some rows are read twice
+        self._left -= more
+        self._update(more)
         return found
 
 

@@ -46,7 +46,7 @@ class Bars(Progress):
         ) as bar:
 
             def update(done: int) -> None:
-                bar.update(min(done, total - bar.n))
+                bar.update(done)
 
             yield update
 
@@ -68,7 +68,7 @@ class Lines(Progress):
 
         def update(more: int) -> None:
             nonlocal done, last
-            done = min(done + more, total)
+            done += more
             now = time.monotonic()
             if now - last >= _SECONDS_BETWEEN_LINES and done < total:
                 last = now

@@ -175,10 +175,10 @@ def test_helper_rows_of_any_scale_give_the_same_rows():
 
 def test_equal_scores_keep_the_order_of_the_anchors(monkeypatch):
     anchors = Unit(np.repeat(np.eye(4, dtype=np.float32), 50, axis=0), None)
-    queries = Unit(np.eye(4, dtype=np.float32), None)
+    queries = search.Queries(Unit(np.eye(4, dtype=np.float32), None), np.arange(4))
     for size in (1 << 20, 16 * 4 * 9):
         monkeypatch.setattr(search, "ANCHOR_BYTES", size)
-        _, ids = search.nearest(queries, np.arange(4), anchors, 3)
+        _, ids = search.nearest(queries, anchors, 3)
         assert ids.tolist() == [[first, first + 1, first + 2] for first in (0, 50, 100, 150)]
 
 
@@ -190,7 +190,8 @@ def test_the_neighbours_are_exact_where_float32_can_not_tell_them_apart(d):
     missing = base + 0.3 * generator.standard_normal((200, d))
     anchors, missing = anchors.astype(np.float32), missing.astype(np.float32)
     scores = cosines(anchors, missing, center=False)
-    _, ids = search.nearest(Unit(missing, None), np.arange(200), Unit(anchors, None), 5)
+    queries = search.Queries(Unit(missing, None), np.arange(200))
+    _, ids = search.nearest(queries, Unit(anchors, None), 5)
     expected = np.argsort(-scores, axis=1, kind="stable")[:, :5]
     assert np.array_equal(np.sort(ids, axis=1), np.sort(expected, axis=1))
 

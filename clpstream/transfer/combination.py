@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,13 @@ _SUMMED_AT_ONCE = 512
 class SparseWeights:
     """Weights of the anchors for each missing row, kept as compressed sparse rows."""
 
-    def __init__(self, counts: Ids, indices: Ids, values: Doubles) -> None:
-        """`counts`: anchors of each missing row; `indices` and `values`: row after row.
-
-        No anchor comes twice in a row.
+    def __init__(self, parts: Sequence[tuple[Ids, Ids, Doubles]]) -> None:
+        """Of consecutive missing rows, each part has: how many anchors each row has, their
+        indices row after row, and their weights. No anchor comes twice in a row.
         """
+        nothing = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+        counts, self._indices, self._values = map(np.concatenate, zip(nothing, *parts, strict=True))
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        self._indices = indices
-        self._values = values
 
     def __len__(self) -> int:
         return len(self._starts) - 1

@@ -12,7 +12,7 @@ from clpstream.errors import TransferError
 from clpstream.transfer.combination import Combined, SparseWeights
 from clpstream.transfer.method import WithMean, heaviest
 from clpstream.transfer.rows import BLOCK_BYTES, Doubles, Ids, Rows, Unit, blocks, mean
-from clpstream.transfer.search import ANCHOR_BYTES, QUERY_BYTES, nearest
+from clpstream.transfer.search import ANCHOR_BYTES, QUERY_BYTES, Queries, nearest
 from clpstream.transfer.weights import similarity, softmax, sparsemax
 
 WeightRule = Literal["softmax", "sparsemax", "similarity"]
@@ -56,20 +56,15 @@ class Knn:
     def prepare(self, anchors: Rows, missing: Rows) -> PreparedKnn:
         """See `Method.prepare`."""
         center = mean(anchors) if self.center else None
-        units, queries = Unit(anchors, center), Unit(missing, center)
+        units, wanted = Unit(anchors, center), Unit(missing, center)
         k = min(self.neighbors, anchors.shape[0])
         parts = []
         lost = np.zeros(missing.shape[0], bool)
         for block in blocks(missing, QUERY_BYTES):
-            rows = np.arange(block.start, block.stop)
-            lost[block] = ~queries[rows].any(axis=1)
-            parts.append(self._weigh(queries, rows, units, k))
-        return PreparedKnn(
-            SparseWeights(*(np.concatenate(part) for part in zip(*parts, strict=True)))
-            if parts
-            else SparseWeights(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)),
-            lost,
-        )
+            queries = Queries(wanted, np.arange(block.start, block.stop))
+            lost[block] = ~queries.rows.any(axis=1)
+            parts.append(self._weigh(queries, units, k))
+        return PreparedKnn(SparseWeights(parts), lost)
 
     def options(self) -> dict[str, Any]:
         """See `Method.options`."""
@@ -84,16 +79,16 @@ class Knn:
         found = min(4 * anchors * d_helper, ANCHOR_BYTES)
         return 3 * (queries + found) + 24 * missing * self.neighbors + 2 * BLOCK_BYTES
 
-    def _weigh(self, queries: Unit, rows: Ids, anchors: Unit, k: int) -> tuple[Ids, Ids, Doubles]:
-        """Counts, indices and values for `SparseWeights`."""
+    def _weigh(self, queries: Queries, anchors: Unit, k: int) -> tuple[Ids, Ids, Doubles]:
+        """A part for `SparseWeights`."""
         if self.weights == "sparsemax":
-            return _sparsemax(queries, rows, anchors, k)
-        scores, ids = nearest(queries, rows, anchors, k)
+            return _sparsemax(queries, anchors, k)
+        scores, ids = nearest(queries, anchors, k)
         if self.weights == "softmax":
             values = softmax(scores, self.temperature)
         else:
             values = similarity(scores)
-        return np.full(len(rows), k), ids.ravel(), values.ravel()
+        return np.full(len(ids), k), ids.ravel(), values.ravel()
 
 
 class PreparedKnn:
@@ -113,9 +108,9 @@ class PreparedKnn:
         return heaviest(*self._weights.of(row), top)
 
 
-def _sparsemax(queries: Unit, rows: Ids, anchors: Unit, k: int) -> tuple[Ids, Ids, Doubles]:
+def _sparsemax(queries: Queries, anchors: Unit, k: int) -> tuple[Ids, Ids, Doubles]:
     """Search wider for the rows whose k nearest anchors can't yet tell what all anchors give."""
-    scores, ids = nearest(queries, rows, anchors, k)
+    scores, ids = nearest(queries, anchors, k)
     weights, exact = sparsemax(scores)
     some = weights > 0
     indices = [row[mask] for row, mask in zip(ids, some, strict=True)]
@@ -123,7 +118,7 @@ def _sparsemax(queries: Unit, rows: Ids, anchors: Unit, k: int) -> tuple[Ids, Id
     wider = np.flatnonzero(~exact)
     if len(wider) and k < anchors.shape[0]:
         counts, more, weighed = _sparsemax(
-            queries, rows[wider], anchors, min(4 * k, anchors.shape[0])
+            queries.some(wider), anchors, min(4 * k, anchors.shape[0])
         )
         ends = np.cumsum(counts)[:-1]
         for row, i, v in zip(wider, np.split(more, ends), np.split(weighed, ends), strict=True):

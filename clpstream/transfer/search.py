@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from clpstream.transfer.rows import BLOCK_BYTES, Floats, Ids, Unit, blocks
+from clpstream.transfer.rows import BLOCK_BYTES, Doubles, Floats, Ids, Unit, blocks
 
 QUERY_BYTES = 32 << 20
 ANCHOR_BYTES = 16 << 20
@@ -15,20 +15,38 @@ _RIVALS = 16
 """How many anchors beyond the k-th are compared in float64 where the k-th place is unclear."""
 
 
-def nearest(queries: Unit, rows: Ids, anchors: Unit, k: int) -> tuple[Floats, Ids]:
-    """For some rows of `queries`, the k nearest anchors: scores (n, k) in falling order, and ids.
+class Queries:
+    """Some unit rows, read once in float32, and in float64 when they are asked for."""
+
+    def __init__(self, unit: Unit, ids: Ids, found: Floats | None = None) -> None:
+        self._unit = unit
+        self._ids = ids
+        self.rows = unit[ids] if found is None else found
+
+    def some(self, places: Ids) -> Queries:
+        """Those at `places`, which are not read again."""
+        return Queries(self._unit, self._ids[places], self.rows[places])
+
+    def exact(self, places: Ids) -> Doubles:
+        """The float64 rows at `places`."""
+        return self._unit.exact(self._ids[places])
+
+
+def nearest(queries: Queries, anchors: Unit, k: int) -> tuple[Floats, Ids]:
+    """For each query, the k nearest anchors: scores (n, k) in falling order, and ids (n, k).
 
     The search is exact, by FAISS in float32. Where the next anchor scores as high as the k-th
     within float32's rounding, float64 decides, and the lower id where that is equal too: the
     neighbours are those of the formula, whatever the processor, the threads and the blocks. `k` is
     at most the number of anchors, which is at least 1.
     """
-    scores, ids = _search(queries[rows], anchors, min(k + 1, anchors.shape[0]))
+    scores, ids = _search(queries.rows, anchors, min(k + 1, anchors.shape[0]))
     if ids.shape[1] > k:
         unclear = np.flatnonzero(scores[:, k - 1] - scores[:, k] < _RESOLUTION)
         if len(unclear):
-            found = _search(queries[rows[unclear]], anchors, min(k + _RIVALS, anchors.shape[0]))
-            best = _decide(queries, rows[unclear], anchors, found[1])[:, :k]
+            rivals = queries.some(unclear)
+            found = _search(rivals.rows, anchors, min(k + _RIVALS, anchors.shape[0]))
+            best = _order(rivals, anchors, found[1])[:, :k]
             ids[unclear, :k] = np.take_along_axis(found[1], best, axis=1)
             scores[unclear, :k] = np.take_along_axis(found[0], best, axis=1)
     return scores[:, :k], ids[:, :k]
@@ -52,14 +70,14 @@ def _search(queries: Floats, anchors: Unit, k: int) -> tuple[Floats, Ids]:
     return scores, ids
 
 
-def _decide(queries: Unit, rows: Ids, anchors: Unit, candidates: Ids) -> Ids:
-    """The order of each row's candidates by their cosine in float64, then by their id."""
+def _order(queries: Queries, anchors: Unit, candidates: Ids) -> Ids:
+    """The order of each query's candidates by their cosine in float64, then by their id."""
     order = np.empty_like(candidates)
     count, width = candidates.shape[1], anchors.shape[1]
     step = max(1, BLOCK_BYTES // (8 * count * width))
-    for start in range(0, len(rows), step):
-        part = slice(start, start + step)
-        rivals = anchors.exact(candidates[part].ravel()).reshape(-1, count, width)
-        exact = np.einsum("md,mkd->mk", queries.exact(rows[part]), rivals)
-        order[part] = np.lexsort((candidates[part], -exact))
+    for start in range(0, len(order), step):
+        places = np.arange(start, min(start + step, len(order)))
+        rivals = anchors.exact(candidates[places].ravel()).reshape(-1, count, width)
+        cosines = np.einsum("md,mkd->mk", queries.exact(places), rivals)
+        order[places] = np.lexsort((candidates[places], -cosines))
     return order
