@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from clpstream.checkpoint import (
     INDEX_FILE,
@@ -337,14 +338,17 @@ def _describe(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Input:
     )
 
 
-def _telling(vocabulary: Vocabulary, missing: Any) -> list[int]:
-    """Places in `missing` of the tokens to show: whole words of some length first."""
+def _telling(vocabulary: Vocabulary, missing: npt.NDArray[np.int64]) -> list[int]:
+    """Places in `missing` of the tokens to show, from frequent to rare: whole words if it can be.
+
+    Trainers give the low ids to frequent pieces.
+    """
 
     def is_word(token: int) -> bool:
-        text = vocabulary.text[token] or b""
-        word = text.decode("utf-8", "replace")
+        word = (vocabulary.text[token] or b"").decode("utf-8", "replace")
         return word[:1] == " " and len(word) > 5 and word[1:].isalpha()
 
-    words = [row for row, token in enumerate(missing) if is_word(int(token))]
-    others = [row for row in range(min(len(missing), _EXAMPLES)) if row not in words[:_EXAMPLES]]
-    return [*words, *others][:_EXAMPLES]
+    words = [place for place, token in enumerate(missing.tolist()) if is_word(token)]
+    places = words if len(words) >= _EXAMPLES else range(len(missing))
+    spread = np.linspace(0, len(places) - 1, min(_EXAMPLES, len(places))).astype(int)
+    return [places[place] for place in spread]

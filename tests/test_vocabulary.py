@@ -206,6 +206,15 @@ def test_an_id_in_config_json_is_a_role_only_if_the_token_is_special(tmp_path):
     assert vocabulary.text[1] == b"x"
 
 
+def test_tokens_are_described_by_what_they_stand_for(tmp_path):
+    ids = write_tokenizer(tmp_path / "a", [" über", "\n"], "metaspace", byte_pieces=True)
+    describe = read_vocabulary(tmp_path / "a").describe
+    assert describe(ids["▁über"]) == "' über'"
+    assert describe(ids["\n"]) == r"'\n'"
+    assert describe(ids["<0xC3>"]) == "<0xC3>"
+    assert describe(ids["</s>"]) == "</s>"
+
+
 def test_a_role_whose_token_does_not_exist_is_told(tmp_path):
     write_tokenizer(tmp_path / "a", ["x"])
     write_json(tmp_path / "a" / "special_tokens_map.json", {"pad_token": "[PAD]"})

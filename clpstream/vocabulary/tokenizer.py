@@ -44,8 +44,13 @@ class Vocabulary:
 
     def describe(self, token: int) -> str:
         """The token for people: what it stands for, or its name if it is special."""
-        text, piece = self.text[token], self.pieces[token]
-        return repr(text.decode("utf-8", "backslashreplace")) if text is not None else str(piece)
+        text = self.text[token]
+        if text is None:
+            return str(self.pieces[token])
+        try:
+            return repr(text.decode())
+        except UnicodeDecodeError:  # a part of a character
+            return "".join(f"<0x{byte:02X}>" for byte in text)
 
 
 def read_vocabulary(directory: str | Path) -> Vocabulary:
