@@ -212,6 +212,18 @@ def test_weights_of_layers_and_positions_are_not_taken_for_vocabulary(tmp_path):
         assert np.array_equal(target[name], tensors[name])
 
 
+def test_a_table_with_a_known_name_for_something_shorter_is_not_guessed_at(tmp_path):
+    write_source(tmp_path / "source", "gpt2")
+    write_helper(tmp_path / "helper")
+    tensors = read_tensors(tmp_path / "source")
+    tensors["speech.codes.embed_tokens.weight"] = random_rows(20, 16, 7)
+    write_checkpoint(tmp_path / "source", tensors, {"model_type": "gpt2"})
+    both = tmp_path / "source", tmp_path / "helper"
+    with pytest.raises(clpstream.CheckpointError, match=r"speech.*20 rows.*--pass-through"):
+        clpstream.convert(*both, tmp_path / "target")
+    clpstream.convert(*both, tmp_path / "target", pass_through=["speech.codes.embed_tokens.weight"])
+
+
 def test_the_user_decides_about_a_tensor_that_is_not_known(tmp_path):
     rows = write_source(tmp_path / "source", "gpt2")
     write_helper(tmp_path / "helper")

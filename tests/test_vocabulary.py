@@ -250,6 +250,8 @@ def test_byte_level_pieces_are_undone(text):
         ({"model": {"type": "WordPiece"}}, ",", b","),
         ({"model": {"type": "BPE", "end_of_word_suffix": "</w>"}}, "haus</w>", b"haus "),
         ({"decoder": {"type": "ByteFallback"}}, "<0xC3>", b"\xc3"),
+        ({"decoder": {"type": "Metaspace"}, "model": {"byte_fallback": True}}, "<0xC3>", b"\xc3"),
+        ({"decoder": {"type": "Metaspace"}}, "<0xC3>", b"<0xC3>"),
         ({"decoder": {"type": "Sequence", "decoders": [
             {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
             {"type": "ByteFallback"}, {"type": "Fuse"},

@@ -69,6 +69,12 @@ def find_vocabulary_tensors(
                 f"{tensor.span}: its shape is {list(tensor.span.shape)}, and the vocabulary has "
                 f"{embeddings.rows} rows on the first axis; check --vocab-tensor"
             )
+        if tensor.rows < 0.9 * embeddings.rows:  # a few rows fewer are no rarity
+            raise CheckpointError(
+                f"{tensor.span}: it is named like a vocabulary tensor, but has {tensor.rows} rows, "
+                f"and '{embeddings.name}' has {embeddings.rows}; decide with --pass-through "
+                f"{tensor.name}"
+            )
     lengths.discard(embeddings.width)  # then a length says nothing
     explained = {t.name for t in found} | set(pass_through)
     for span in checkpoint.tensors:

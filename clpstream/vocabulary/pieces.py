@@ -46,16 +46,16 @@ def is_byte_piece(piece: str) -> bool:
 def _decoders(tokenizer: dict[str, Any]) -> list[dict[str, Any]]:
     """The decoder's parts; where it has none, what the other parts of the pipeline imply."""
     parts = _flatten(tokenizer.get("decoder"), "decoders")
+    model = tokenizer.get("model") or {}
     if not parts:
-        model = tokenizer.get("model") or {}
         parts = _flatten(tokenizer.get("pre_tokenizer"), "pretokenizers")
         if model.get("type") == "WordPiece":
             prefix = model.get("continuing_subword_prefix", "##")
             parts = [{"type": "WordPiece", "prefix": prefix}]
         elif model.get("end_of_word_suffix"):
             parts.append({"type": "BPEDecoder", "suffix": model["end_of_word_suffix"]})
-        if model.get("byte_fallback"):
-            parts.append({"type": "ByteFallback"})
+    if model.get("byte_fallback"):
+        parts.append({"type": "ByteFallback"})
     return parts
 
 
