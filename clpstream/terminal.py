@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,13 +37,16 @@ class Bars(Progress):
         from tqdm import tqdm
 
         in_bytes = unit == "B"
+        columns, rows = os.get_terminal_size(self._stream.fileno())  # 0 in some containers and CIs
         with tqdm(
             desc=name,
             total=total,
             unit=unit if in_bytes else f" {unit}",
             unit_scale=in_bytes,
             file=self._stream,
-            dynamic_ncols=True,
+            dynamic_ncols=columns > 0,
+            ncols=columns or 80,
+            nrows=rows or 24,
         ) as bar:
 
             def update(done: int) -> None:

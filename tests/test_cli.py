@@ -79,9 +79,11 @@ def test_a_dry_run_says_what_it_needs(pair):
     assert not pair.output.exists()
 
 
-def test_on_a_terminal_there_are_bars(pair):
+@pytest.mark.parametrize("shape", [(24, 100), (0, 0)])
+def test_on_a_terminal_there_are_bars(pair, shape):
+    """Also on one that doesn't know how large it is."""
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *shape, 0, 0))
     command = [sys.executable, "-m", "clpstream", "convert", *map(str, pair)]
     subprocess.run(command, stdout=subprocess.DEVNULL, stderr=theirs, check=True)
     os.close(theirs)
