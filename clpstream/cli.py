@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 a defect or a failing machine; 2 wrong usage or input that
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -31,9 +32,11 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def main() -> NoReturn:
     """Run the command line and exit: the console script."""
     for number in _STOPPING:
-        signal.signal(number, _stop)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, _stop)
     try:
         cli.main(standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
@@ -41,7 +44,9 @@ def main() -> NoReturn:
         sys.exit(2)
     except _Stopped as stopped:
         number = signal.Signals(stopped.args[0])
-        _fail(f"stopped by {number.name}; nothing was left behind", 128 + number)
+        _fail(f"stopped by {number.name}; nothing half-written is left", 128 + number)
+    except BrokenPipeError:  # whoever read the result has seen enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ClpstreamError as error:
         _fail(str(error), 2)
     except OSError as error:
@@ -83,11 +88,10 @@ def _conversion_options(command: Command) -> Command:
             type=click.Choice(["knn", "clp"]),
             default="knn",
             show_default=True,
-            help="How a missing token's row is made. knn: its nearest shared tokens by cosine in "
-            "the helper's embeddings, weighted (WECHSEL, Minixhofer et al. 2022, arXiv 2112.06598; "
-            "FOCUS, Dobler & de Melo 2023, arXiv 2305.14481). clp: all shared tokens, weighted by "
-            "cosine (CLP-Transfer, Ostendorff & Rehm 2023, arXiv 2301.09626); rows whose "
-            "denominator is near zero or negative are guarded and counted.",
+            help="How a missing token's row is made from those of shared tokens, by cosine in the "
+            "helper's embeddings (CLP-Transfer, Ostendorff & Rehm 2023, arXiv 2301.09626). "
+            "knn: the nearest ones, with the weights of WECHSEL or FOCUS. clp: all of them, as "
+            "published; rows whose denominator is near zero or negative are guarded and counted.",
         ),
         _option(
             "--neighbors",
@@ -95,16 +99,18 @@ def _conversion_options(command: Command) -> Command:
             metavar="K",
             default=10,
             show_default=True,
-            help="knn: how many shared tokens (WECHSEL: 10).",
+            help="knn: how many shared tokens (WECHSEL, Minixhofer et al. 2022, arXiv 2112.06598: "
+            "10).",
         ),
         _option(
             "--weights",
             type=click.Choice(["softmax", "sparsemax", "similarity"]),
             default="softmax",
             show_default=True,
-            help="knn: softmax of the cosines (WECHSEL); sparsemax over all shared tokens (FOCUS, "
-            "and CLP+, Yamaguchi et al. 2024, arXiv 2402.10712), for which K is where the search "
-            "starts; or proportional to the cosine (CLP-Transfer).",
+            help="knn: softmax of the cosines (WECHSEL); sparsemax over all shared tokens, for "
+            "which K is where the search starts (FOCUS, Dobler & de Melo 2023, arXiv 2305.14481; "
+            "CLP+, Yamaguchi et al. 2024, arXiv 2402.10712); or proportional to the cosine, negative "
+            "ones as 0.",
         ),
         _option(
             "--temperature",
@@ -119,7 +125,7 @@ def _conversion_options(command: Command) -> Command:
             default=True,
             show_default=True,
             help="knn: subtract the shared tokens' mean from the helper's rows before the cosine "
-            "(Mu & Viswanath 2018, arXiv 1702.01417).",
+            "(the first step of Mu & Viswanath 2018, arXiv 1702.01417).",
         ),
         _option(
             "--match",
@@ -242,13 +248,18 @@ def demo(context: click.Context, /, output: Path, **options: Any) -> None:
 def _method(context: click.Context, options: dict[str, Any]) -> Method:
     from clpstream.transfer import Clp, Knn
 
+    def refuse(names: tuple[str, ...], of: str) -> None:
+        for name in names:
+            if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+                raise TransferError(f"--{name} is an option of {of}; leave it out")
+
     knn = ("neighbors", "weights", "temperature", "center")
-    if options["method"] == "knn":
-        return Knn(**{name: options[name] for name in knn})
-    for name in knn:
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            raise TransferError(f"--{name} is an option of --method knn, not of clp")
-    return Clp()
+    if options["method"] == "clp":
+        refuse(knn, "--method knn")
+        return Clp()
+    if options["weights"] != "softmax":
+        refuse(("temperature",), "--weights softmax")
+    return Knn(**{name: options[name] for name in knn})
 
 
 def _progress(quiet: bool) -> Progress:

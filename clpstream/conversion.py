@@ -7,6 +7,7 @@ it happen.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from clpstream.output.target_rows import target_rows
 from clpstream.output.verify import verify
 from clpstream.plan import Plan, Shared, make_plan
 from clpstream.progress import Progress, Update
+from clpstream.reporting import make_report
 from clpstream.transfer import Method, Prepared, Rows, Selected, mean
 from clpstream.vocabulary import Match
 
@@ -90,7 +92,7 @@ def convert(
     Raises a ClpstreamError that says what is wrong and what to do; nothing is left behind then.
     """
     begin = time.monotonic()
-    output = Path(output)
+    output = Path(os.path.normpath(output))  # 'new/../x' would leave 'new' behind
     progress = progress or Progress()
     plan = make_plan(
         source,
@@ -104,7 +106,7 @@ def convert(
     check_place(output, [plan.source.directory, plan.helper.directory], overwrite)
     memory = peak_memory() + plan.working_bytes
     free = free_bytes(output)
-    report = plan.report()
+    report = make_report(plan)
     if not dry_run:
         check_space(output, plan.bytes_to_write, free)
         try:
@@ -134,7 +136,7 @@ def _write(plan: Plan, stage: Path, progress: Progress) -> Report:
                 write_shard(
                     stage / shard.name, shard, lambda part: _rows(plan, prepared, part), update
                 )
-    report = plan.report(prepared)
+    report = make_report(plan, prepared)
     for name, content in plan.written.items():
         write_file(stage / name, json_bytes(content))
     for name, path in plan.copied_files.items():

@@ -2,50 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Any, Literal, get_args
-
-import numpy as np
-import numpy.typing as npt
 
 from clpstream.checkpoint import (
     INDEX_FILE,
     Checkpoint,
     VocabularyTensor,
     find_vocabulary_tensors,
-    fingerprint,
     input_embeddings,
     is_tied,
     known_vocabulary_tensors,
     open_checkpoint,
+    vocabulary_role,
 )
 from clpstream.errors import CheckpointError, TransferError
-from clpstream.inputs import read_json_if_there, refuse_lfs_pointer
+from clpstream.inputs import read_json, read_json_if_there, refuse_lfs_pointer
 from clpstream.output.config import Retarget
 from clpstream.output.files import json_bytes
-from clpstream.output.report import (
-    Anchor,
-    Counts,
-    Example,
-    Input,
-    PassThrough,
-    Report,
-    RewrittenTensor,
-    versions,
-)
 from clpstream.output.shards import TargetShard, index_of, plan_shards
-from clpstream.output.side_files import left_behind, side_files
-from clpstream.transfer import METHODS, Method, Prepared
+from clpstream.output.side_files import side_files
+from clpstream.transfer import METHODS, Method
 from clpstream.vocabulary import Match, Overlap, Vocabulary, match, read_vocabulary
 
 Shared = Literal["copy"]
 
-_EXAMPLES, _ANCHORS_SHOWN = 12, 4
+_OWN_TOKENIZER = ("qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "siglip2")
+"""Model types whose tokenizer class transformers 5 takes from the type, whatever the files say."""
 _READING_BYTES = 64 << 20
 """Mapped pages of source and helper, a block of the target, and what a copy needs."""
 
@@ -107,81 +92,6 @@ class Plan:
             max(tensor.width for tensor in self.tensors),
         )
 
-    @cached_property
-    def _inputs(self) -> tuple[Input, Input]:
-        return (
-            _describe(self.source, self.source_vocabulary),
-            _describe(self.helper, self.target_vocabulary),
-        )
-
-    def report(self, prepared: Prepared | None = None) -> Report:
-        """What clpstream.json holds; without `prepared`, what a dry run can know of it."""
-        source, helper = self._inputs
-        overlap = self.overlap
-        missing = overlap.missing
-        guarded = {} if prepared is None else prepared.guarded
-        carried = len(np.unique(overlap.source_of[overlap.shared]))
-        passing = [s for s in self.source.tensors if s.name not in self.vocabulary_names]
-        return Report(
-            versions=versions(),
-            options=self.options,
-            source=source,
-            helper=helper,
-            tied=self.tied,
-            counts=Counts(
-                target=len(self.target_vocabulary),
-                shared=len(overlap.shared),
-                missing=len(missing),
-                unused=len(overlap.unused),
-                not_carried=len(self.source_vocabulary) - carried,
-                rules=overlap.rules,
-                guarded={reason: len(rows) for reason, rows in guarded.items()},
-            ),
-            vocabulary_tensors=tuple(
-                RewrittenTensor(
-                    tensor.name,
-                    tensor.role,
-                    tensor.span.dtype,
-                    tensor.span.shape,
-                    (self.rows, *tensor.span.shape[1:]),
-                )
-                for tensor in self.tensors
-            ),
-            pass_through=PassThrough(len(passing), sum(span.length for span in passing)),
-            files=tuple(sorted([*self.written, *self.copied_files])),
-            left_behind=tuple(left_behind(self.source.directory, self.copied_files)),
-            examples=() if prepared is None else self._examples(prepared),
-            warnings=(*self.warnings, *self._guard_warnings(guarded)),
-        )
-
-    def _examples(self, prepared: Prepared) -> tuple[Example, ...]:
-        missing, anchors = self.overlap.missing, self.overlap.shared
-        describe = self.target_vocabulary.describe
-        examples = []
-        for row in _telling(self.target_vocabulary, missing):
-            indices, weights = prepared.nearest(row, _ANCHORS_SHOWN)
-            shown = tuple(
-                Anchor(describe(int(anchors[index])), round(float(weight), 4))
-                for index, weight in zip(indices, weights, strict=True)
-            )
-            examples.append(Example(int(missing[row]), describe(int(missing[row])), shown))
-        return tuple(examples)
-
-    def _guard_warnings(self, guarded: Mapping[str, Any]) -> list[str]:
-        warnings = []
-        for reason, rows in guarded.items():
-            if len(rows):
-                names = ", ".join(
-                    self.target_vocabulary.describe(int(self.overlap.missing[row]))
-                    for row in rows[:10]
-                )
-                more = ", ..." if len(rows) > 10 else ""
-                warnings.append(
-                    f"{len(rows):,} missing tokens were guarded ({self.method.name}: {reason}): "
-                    f"{names}{more}"
-                )
-        return warnings
-
 
 def make_plan(
     source: str | Path,
@@ -198,7 +108,7 @@ def make_plan(
     if shared not in get_args(Shared):
         raise TransferError(f"shared is {shared!r}; it can be {', '.join(get_args(Shared))}")
     big, small = open_checkpoint(source), open_checkpoint(helper)
-    if not big.config:
+    if not (big.directory / "config.json").exists():
         raise CheckpointError(f"{big.directory}: no config.json in it; the target needs one")
     tensors = find_vocabulary_tensors(big, vocab_tensors, pass_through)
     # of the helper only the input embeddings are read, so no sweep over its other tensors
@@ -238,7 +148,7 @@ def make_plan(
         shards=plan_shards(big, {tensor.name for tensor in tensors}, new.size),
         written=written,
         copied_files=files,
-        warnings=(*_warnings(big, small, old, new, tensors, tied, source_rows), *notes),
+        warnings=(*_warnings(big, small, old, new, tensors, tied, source_rows, match_by), *notes),
     )
 
 
@@ -272,18 +182,15 @@ def _json_files(
     tokenizer_class = None
     if "tokenizer_class" not in settings:
         tokenizer_class = helper.config.get("tokenizer_class") or "PreTrainedTokenizerFast"
-    generation = read_json_if_there(source.directory / "generation_config.json")
-    files = {"config.json": retarget.config(source.config, tokenizer_class, not generation)}
-    if generation:
-        files["generation_config.json"] = retarget.generation_config(generation)
+    generation = source.directory / "generation_config.json"
+    alone = not generation.exists()
+    files = {"config.json": retarget.config(source.config, tokenizer_class, alone)}
+    if not alone:
+        files["generation_config.json"] = retarget.generation_config(read_json(generation))
     index = index_of(source, {tensor.name: target.size for tensor in tensors})
     if index is not None:
         files[INDEX_FILE] = index
     return files, retarget.warnings
-
-
-_OWN_TOKENIZER = ("qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "siglip2")
-"""Model types whose tokenizer class transformers 5 takes from the type, whatever the files say."""
 
 
 def _warnings(
@@ -294,6 +201,7 @@ def _warnings(
     tensors: tuple[VocabularyTensor, ...],
     tied: bool,
     source_rows: int,
+    match_by: Match,
 ) -> list[str]:
     warnings = []
     if old.size > source_rows:
@@ -313,6 +221,20 @@ def _warnings(
             "type and may split text wrongly; load the target's tokenizer with "
             "PreTrainedTokenizerFast.from_pretrained"
         )
+    for token in dict.fromkeys(new.roles.values()) if match_by == "bytes" else ():
+        named = [role for role, own in new.roles.items() if own == token and role in old.roles]
+        if len({old.roles[role] for role in named}) > 1:
+            warnings.append(
+                f"{new.describe(token)} is {' and '.join(named)} in the target, which are several "
+                f"tokens in the source; it has the row of {old.describe(old.roles[named[0]])}"
+            )
+    passing = [span for span in source.tensors if span.name not in {t.name for t in tensors}]
+    for span in passing:
+        if vocabulary_role(span.name) and span.shape[:1] not in ((), (new.size,)):
+            warnings.append(
+                f"{span.name} passes through with {span.shape[0]} rows, and the target has "
+                f"{new.size}: it may not load"
+            )
     has_head = any(tensor.role == "output head" for tensor in tensors)
     flag = source.config.get("tie_word_embeddings")
     if flag is True and not tied:
@@ -323,32 +245,3 @@ def _warnings(
     if flag is False and not has_head:
         warnings.append("config.json says that there is an output head, but no shard has one")
     return warnings
-
-
-def _describe(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Input:
-    return Input(
-        name=checkpoint.directory.resolve().name,
-        model_type=checkpoint.config.get("model_type"),
-        fingerprint=fingerprint(checkpoint),
-        tokenizer=hashlib.sha256(vocabulary.path.read_bytes()).hexdigest(),
-        tokens=len(vocabulary),
-        parameters=sum(prod(span.shape) for span in checkpoint.tensors),
-        bytes=sum(shard.size for shard in checkpoint.shards),
-        shards=len(checkpoint.shards),
-    )
-
-
-def _telling(vocabulary: Vocabulary, missing: npt.NDArray[np.int64]) -> list[int]:
-    """Places in `missing` of the tokens to show, from frequent to rare: whole words if it can be.
-
-    Trainers give the low ids to frequent pieces.
-    """
-
-    def is_word(token: int) -> bool:
-        word = (vocabulary.text[token] or b"").decode("utf-8", "replace")
-        return word[:1] == " " and len(word) > 5 and word[1:].isalpha()
-
-    words = [place for place, token in enumerate(missing.tolist()) if is_word(token)]
-    places = words if len(words) >= _EXAMPLES else range(len(missing))
-    spread = np.linspace(0, len(places) - 1, min(_EXAMPLES, len(places))).astype(int)
-    return [places[place] for place in spread]

@@ -177,7 +177,7 @@ def test_a_stopped_run_leaves_no_output(pair: Pair, place: str, number: int) -> 
         assert names(pair.output.parent) == ["helper", "source"]
         assert "Traceback" not in stderr
         assert stderr.startswith("clpstream: ")
-        assert stderr.endswith("nothing was left behind")
+        assert stderr.endswith("nothing half-written is left")
         assert len(stderr.splitlines()) == 1
     assert (content(pair.source), content(pair.helper)) == before
 

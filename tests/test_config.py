@@ -105,6 +105,25 @@ def test_an_id_of_no_role_that_is_lost_is_left_and_told():
     assert "image_token_id" in made.warnings[0]
 
 
+def test_a_part_with_a_vocabulary_of_its_own_keeps_its_ids():
+    own = {"vocab_size": 30, "pad_token_id": 12}
+    assert retarget().config({"vocab_size": 1000, "q": own}, None, False)["q"] == own
+
+
+def test_lists_of_ids_are_carried_over_and_structures_are_named():
+    made = retarget()
+    config = {"suppress_tokens": [11, 99], "bad_words_ids": [[11]], "forced_decoder_ids": None}
+    assert made.generation_config(config) == config | {"suppress_tokens": [1]}
+    assert len(made.warnings) == 2
+    assert "[99]" in made.warnings[0]
+    assert "bad_words_ids" in made.warnings[1]
+
+
+def test_the_class_of_a_tokenizer_that_is_left_behind_is_not_named():
+    config = {"vocab_size": 1000, "auto_map": {"AutoModel": "m.M", "AutoTokenizer": ["t.T", None]}}
+    assert retarget().config(config, None, False)["auto_map"] == {"AutoModel": "m.M"}
+
+
 def test_null_and_other_values_stay():
     made = retarget()
     config = {"decoder_start_token_id": None, "eos_token_id": "x", "token_ids": [[1]], "top_k": 12}

@@ -224,6 +224,57 @@ def test_a_table_with_a_known_name_for_something_shorter_is_not_guessed_at(tmp_p
     clpstream.convert(*both, tmp_path / "target", pass_through=["speech.codes.embed_tokens.weight"])
 
 
+def test_a_table_in_one_layer_only_is_not_taken_for_the_body(tmp_path):
+    """As the extra layers for multi-token prediction have."""
+    rows = write_source(tmp_path / "source", "gpt2")
+    write_helper(tmp_path / "helper")
+    tensors = read_tensors(tmp_path / "source")
+    tensors |= {f"h.{n}.mlp.weight": random_rows(4, 16, n) for n in range(3)}
+    tensors["h.3.head_table"] = random_rows(len(rows), 16, 7)
+    write_checkpoint(tmp_path / "source", tensors, {"model_type": "gpt2"})
+    with pytest.raises(clpstream.CheckpointError, match=r"h\.3\.head_table.*--vocab-tensor"):
+        clpstream.convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target")
+
+
+def test_a_vocabulary_tensor_that_passes_through_all_the_same_is_warned_about(pair):
+    words = [*TARGET_WORDS, "new"]
+    write_helper(pair.helper, words)
+    result = clpstream.convert(*pair, pass_through=["lm_head.weight"])
+    assert any("lm_head.weight" in warning for warning in result.report.warnings)
+    with pytest.raises(clpstream.CheckpointError, match="both"):
+        clpstream.convert(*pair, pass_through=["lm_head.weight"], vocab_tensors=["lm_head.weight"])
+
+
+def test_float64_embeddings_convert_and_what_float32_can_not_hold_is_refused(tmp_path):
+    """The original script writes float64."""
+    write_source(tmp_path / "source", "gpt2")
+    write_helper(tmp_path / "helper")
+    both = tmp_path / "source", tmp_path / "helper"
+    tensors = read_tensors(tmp_path / "source")
+    name = FAMILIES["gpt2"][0]
+    tensors[name] = tensors[name].astype(np.float64) * (1 + 2**-40)
+    write_checkpoint(tmp_path / "source", tensors, {"model_type": "gpt2"})
+    clpstream.convert(*both, tmp_path / "target")
+    after = read_tensors(tmp_path / "target")[name]
+    assert after[TARGET_IDS].tobytes() == tensors[name][SOURCE_IDS].tobytes()
+    tensors[name][SOURCE_IDS[5]] = 1e200
+    write_checkpoint(tmp_path / "source", tensors, {"model_type": "gpt2"})
+    with pytest.raises(clpstream.TransferError, match=f"row {SOURCE_IDS[5]}"):
+        clpstream.convert(*both, tmp_path / "other", method="clp")
+
+
+def test_rows_of_a_tensor_are_indexed_like_those_of_an_array(pair):
+    """Slices with steps, masks, negative numbers and all."""
+    tensor = clpstream.find_vocabulary_tensors(clpstream.open_checkpoint(pair.source))[0]
+    rows, array = clpstream.TensorRows(tensor.span), read_tensors(pair.source)[tensor.name]
+    mask = np.arange(len(array)) % 3 == 0
+    for index in (slice(2, 9), slice(0, 10, 2), slice(9, 2), mask, np.array([5, 4, 4, -1]),
+                  np.array([], np.int64), slice(None)):  # fmt: skip
+        assert np.array_equal(rows[index], array[index])
+    with pytest.raises(IndexError):
+        rows[np.array([len(array)])]
+
+
 def test_the_user_decides_about_a_tensor_that_is_not_known(tmp_path):
     rows = write_source(tmp_path / "source", "gpt2")
     write_helper(tmp_path / "helper")
@@ -241,7 +292,7 @@ def test_the_user_decides_about_a_tensor_that_is_not_known(tmp_path):
 
 
 def test_the_target_has_the_helpers_tokenizer_and_the_sources_code_and_licence(pair):
-    from_source = {"modeling_x.py", "LICENSE", "preprocessor_config.json"}
+    from_source = {"modeling_x.py", "LICENSE", "license.txt", "preprocessor_config.json"}
     stale = {"tokenization_x.py", "vocab.json", "chat_template.jinja", "README.md", "model.bin"}
     for name in from_source | stale:
         (pair.source / name).write_text(f"source {name}")

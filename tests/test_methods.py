@@ -130,7 +130,7 @@ def test_nearest_tells_the_weights_that_made_the_row(method):
     prepared = method.prepare(anchors, missing)
     rows = prepared.rows(source)[:]
     for row in (0, 57, 119):
-        indices, weights = prepared.nearest(row, len(anchors))
+        ((indices, weights),) = prepared.nearest([row], len(anchors))
         assert weights.sum() == pytest.approx(1, abs=1e-4)
         assert list(weights) == sorted(weights, reverse=True)
         assert np.allclose(weights @ source[indices], rows[row], atol=1e-4)
@@ -163,6 +163,43 @@ def test_float64_arrays_give_the_same_rows(method):
     made = method.prepare(*wide[:2]).rows(wide[2])[:]
     assert made.dtype == np.float32
     assert relative_error(made, expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("method", [Clp(), Knn()], ids=str)
+def test_arrays_that_do_not_fit_are_refused(method):
+    anchors, missing, source = helper_and_source()
+    with pytest.raises(TransferError, match="no anchors"):
+        method.prepare(anchors[:0], missing)
+    with pytest.raises(TransferError, match="wide"):
+        method.prepare(anchors[:, 1:], missing)
+    with pytest.raises(TransferError, match="299 rows for 300 anchors"):
+        method.prepare(anchors, missing).rows(source[1:])
+    with pytest.raises(IndexError, match="consecutive"):
+        method.prepare(anchors, missing).rows(source)[::2]
+
+
+@pytest.mark.parametrize("method", [Clp(), Knn(), Knn(weights="sparsemax")], ids=str)
+@pytest.mark.parametrize("place", [0, 1])
+def test_nan_never_becomes_a_row(method, place):
+    rows = list(helper_and_source())
+    rows[place][7, 3] = np.nan
+    with pytest.raises(TransferError, match="NaN"):
+        method.prepare(rows[0], rows[1])
+
+
+def test_centring_keeps_what_is_small_beside_a_large_mean():
+    anchors, missing, source = helper_and_source(shift=1e4)
+    expected = knn_reference(anchors, missing, source, 10, "softmax", 0.1, True)
+    made = Knn().prepare(anchors, missing).rows(source)[:]
+    assert relative_error(made, expected).max() < 1e-4
+
+
+def test_sparsemax_of_very_many_equal_anchors_stays_exact():
+    anchors, missing, source = helper_and_source(anchors=3000, missing=300, d_helper=4)
+    method = Knn(weights="sparsemax", center=False)
+    made = method.prepare(anchors, missing).rows(source)[:]
+    expected = knn_reference(anchors, missing, source, 10, "sparsemax", 0.1, False)
+    assert relative_error(made, expected).max() < 1e-4
 
 
 def test_helper_rows_of_any_scale_give_the_same_rows():

@@ -149,6 +149,33 @@ def test_special_tokens_match_by_role_then_by_name(tmp_path):
     assert overlap.rules == {"role": 2, "name": 1, "bytes": 1}
 
 
+def test_a_token_that_begins_and_ends_texts_gets_the_row_that_ends_them(tmp_path):
+    """Else a Llama with GPT-2's tokenizer would never stop."""
+    write_tokenizer(tmp_path / "a", ["x"], special={"bos": "<s>", "eos": "</s>"})
+    write_tokenizer(tmp_path / "b", ["x"], special={"bos": "<|end|>", "eos": "<|end|>"})
+    old, new = read_vocabulary(tmp_path / "a"), read_vocabulary(tmp_path / "b")
+    assert match(old, new).source_of.tolist() == [1, 2]
+
+
+def test_a_pad_token_that_is_also_text_stays_text(tmp_path):
+    for name in ("a", "b"):
+        write_tokenizer(tmp_path / name, ["x", "!"], special={"eos": "</s>"})
+        write_json(tmp_path / name / "special_tokens_map.json", {"pad_token": "!"})
+    vocabulary = read_vocabulary(tmp_path / "a")
+    assert vocabulary.roles["pad"] == 2
+    assert vocabulary.text[2] == b"!"
+    overlap = match(vocabulary, read_vocabulary(tmp_path / "b"))
+    assert overlap.rules == {"role": 1, "bytes": 2}
+
+
+def test_an_added_token_that_the_model_has_too_is_read_like_its_pieces(tmp_path):
+    write_tokenizer(tmp_path / "a", ["  "], "metaspace")
+    tokenizer = read_json(tmp_path / "a" / "tokenizer.json")
+    tokenizer["added_tokens"].append({"id": 1, "content": "▁▁", "special": False})
+    write_json(tmp_path / "a" / "tokenizer.json", tokenizer)
+    assert read_vocabulary(tmp_path / "a").text[1] == b"  "
+
+
 def test_exact_is_the_papers_intersection_of_strings(tmp_path):
     write_tokenizer(tmp_path / "a", ["x", "z"], special={"bos": "<s>"})
     write_tokenizer(tmp_path / "b", ["x"], special={"bos": "<|begin|>", "pad": "z"})
@@ -248,6 +275,13 @@ def test_byte_level_pieces_are_undone(text):
         ({"model": {"type": "WordPiece", "continuing_subword_prefix": "##"}}, "##en", b"en"),
         ({"model": {"type": "WordPiece"}}, "Haus", b" Haus"),
         ({"model": {"type": "WordPiece"}}, ",", b","),
+        ({"model": {"type": "WordPiece"}}, "+", b"+"),
+        ({"model": {"type": "WordPiece"}}, "€", " €".encode()),
+        ({"model": {"type": "WordPiece"}}, "中", "中".encode()),
+        ({"decoder": {"type": "Sequence", "decoders": None}}, "x", b"x"),
+        ({"decoder": {"type": "Replace", "pattern": "x"}}, "x", b"x"),
+        ({"decoder": {"type": "Metaspace", "replacement": 7}}, "▁x", b" x"),
+        ({"decoder": {"type": "BPEDecoder", "suffix": ""}}, "ab</w>", b"ab "),
         ({"model": {"type": "BPE", "end_of_word_suffix": "</w>"}}, "haus</w>", b"haus "),
         ({"decoder": {"type": "ByteFallback"}}, "<0xC3>", b"\xc3"),
         ({"decoder": {"type": "Metaspace"}, "model": {"byte_fallback": True}}, "<0xC3>", b"\xc3"),

@@ -10,6 +10,7 @@ from clpstream.checkpoint.vocabulary_tensors import (
     input_embeddings,
     is_tied,
     known_vocabulary_tensors,
+    vocabulary_role,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "known_vocabulary_tensors",
     "open_checkpoint",
     "read_shard",
+    "vocabulary_role",
 ]

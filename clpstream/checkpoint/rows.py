@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from math import prod
 from typing import Any
 
@@ -29,17 +30,19 @@ class TensorRows:
         self.shape = (span.shape[0], prod(span.shape[1:]))
         self._dtype = dtypes.FLOATS[span.dtype]
         try:
-            self._file = span.path.open("rb", buffering=0)
+            self._fd = os.open(span.path, os.O_RDONLY)
         except OSError as error:
             raise CheckpointError(f"{span}: can't be read: {error.strerror}") from None
+        weakref.finalize(self, os.close, self._fd)
 
     def __getitem__(self, index: slice | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        found = self.words(index)
-        finite = self.finite(found)
+        with np.errstate(over="ignore"):  # a float64 that float32 can't hold is Inf
+            rows = self.words(index).view(self._dtype).astype(np.float32, copy=False)
+        finite = np.isfinite(rows).all(axis=1)
         if not finite.all():
             row = np.arange(self.shape[0])[index][finite.argmin()]
             raise NotFiniteError(str(self.span), int(row))
-        return found.view(self._dtype).astype(np.float32, copy=False)
+        return rows
 
     def finite(self, rows: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Which of the rows, bit patterns as `words` gives them, have neither NaN nor Inf."""
@@ -47,12 +50,11 @@ class TensorRows:
         return finite
 
     def words(self, index: slice | npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """Rows bit for bit, as unsigned integers of the dtype's size."""
-        if isinstance(index, slice):
-            start, stop, _ = index.indices(self.shape[0])
-            runs = [(start, stop)] if start < stop else []
-        else:
-            runs = _runs(index)
+        """Rows bit for bit, as unsigned integers of the dtype's size: (n, width).
+
+        Raises IndexError for a row that is not there.
+        """
+        runs = _runs(np.arange(self.shape[0])[index])
         count = sum(stop - start for start, stop in runs)
         out = np.empty((count, self.shape[1]), f"<u{self._dtype.itemsize}")
         row_bytes, place = out.itemsize * self.shape[1], 0
@@ -65,7 +67,7 @@ class TensorRows:
 
     def _read(self, into: memoryview, offset: int) -> None:
         while len(into):
-            count = os.preadv(self._file.fileno(), [into], offset)
+            count = os.preadv(self._fd, [into], offset)
             if count == 0:
                 raise CheckpointError(f"{self.span}: the file became shorter while it was read")
             into, offset = into[count:], offset + count
@@ -73,6 +75,8 @@ class TensorRows:
 
 def _runs(ids: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
     """Start and stop of the runs of consecutive ids; each is one read."""
+    if not len(ids):
+        return []
     breaks = np.flatnonzero(np.diff(ids, prepend=-2) != 1)
     lasts = np.append(breaks[1:], len(ids)) - 1
     return list(zip(ids[breaks].tolist(), (ids[lasts] + 1).tolist(), strict=True))

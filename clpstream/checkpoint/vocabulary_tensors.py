@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from math import prod
@@ -16,7 +17,7 @@ from clpstream.checkpoint.rows import TensorRows
 from clpstream.checkpoint.safetensors_file import TensorSpan
 from clpstream.errors import CheckpointError
 
-_IN_A_LAYER = re.compile(r"\.\d+\.")
+_NUMBER = re.compile(r"\.\d+\.")
 _COMPARED_BYTES = 32 << 20
 
 
@@ -58,6 +59,8 @@ def find_vocabulary_tensors(
             raise CheckpointError(
                 f"{checkpoint.directory}: there is no tensor '{name}' in it; check the name"
             )
+    for name in set(vocab_tensors) & set(pass_through):
+        raise CheckpointError(f"'{name}' can't be both a --vocab-tensor and a --pass-through")
     found = known_vocabulary_tensors(checkpoint, vocab_tensors, pass_through)
     for tensor in found:
         _check_usable(tensor)
@@ -69,22 +72,15 @@ def find_vocabulary_tensors(
                 f"{tensor.span}: its shape is {list(tensor.span.shape)}, and the vocabulary has "
                 f"{embeddings.rows} rows on the first axis; check --vocab-tensor"
             )
-        if tensor.rows < 0.9 * embeddings.rows:  # a few rows fewer are no rarity
+        if abs(tensor.rows - embeddings.rows) > 0.1 * embeddings.rows:  # a few are no rarity
             raise CheckpointError(
                 f"{tensor.span}: it is named like a vocabulary tensor, but has {tensor.rows} rows, "
                 f"and '{embeddings.name}' has {embeddings.rows}; decide with --pass-through "
                 f"{tensor.name}"
             )
-    lengths.discard(embeddings.width)  # then a length says nothing
-    explained = {t.name for t in found} | set(pass_through)
-    for span in checkpoint.tensors:
-        if span.name not in explained and _looks_like_vocabulary(span, lengths):
-            first = span.shape[0] in lengths
-            raise CheckpointError(
-                f"{span}: its shape {list(span.shape)} has an axis as long as the vocabulary, and "
-                f"its name is not known; decide with --pass-through {span.name}"
-                + (f" or --vocab-tensor {span.name}" if first else "")
-            )
+    if embeddings.width not in lengths:  # else a length says nothing
+        explained = {t.name for t in found} | set(pass_through)
+        _sweep([span for span in checkpoint.tensors if span.name not in explained], lengths)
     return found
 
 
@@ -130,25 +126,47 @@ def is_tied(tensors: Collection[VocabularyTensor]) -> bool:
     return all(any(_same_bytes(head, table) for table in inputs) for head in heads)
 
 
+def vocabulary_role(name: str) -> Role | None:
+    """What a tensor of this name is, as far as names tell: None for a pass-through tensor."""
+    return next((r for entry, r in VOCABULARY_NAMES.items() if _matches(name, entry)), None)
+
+
 def _role(name: str, vocab_tensors: Collection[str], pass_through: Collection[str]) -> Role | None:
     if name in pass_through:
         return None
     if name in vocab_tensors:
         return "named by the user"
-    return next((r for entry, r in VOCABULARY_NAMES.items() if _matches(name, entry)), None)
+    return vocabulary_role(name)
 
 
 def _matches(name: str, entry: str) -> bool:
     return name == entry or name.endswith("." + entry)
 
 
-def _looks_like_vocabulary(span: TensorSpan, lengths: set[int]) -> bool:
-    """A weight inside a numbered layer is the model's body, whatever its length."""
-    return (
-        not lengths.isdisjoint(span.shape)
-        and not _IN_A_LAYER.search(span.name)
-        and not any(_matches(span.name, entry) for entry in NEVER_VOCABULARY)
-    )
+def _sweep(spans: list[TensorSpan], lengths: set[int]) -> None:
+    """Refuse a tensor that nothing explains and that may be indexed by token id."""
+    kinds = Counter(_kind(span) for span in spans)
+    has_layers = any(count > 1 for count in kinds.values())
+    for span in spans:
+        in_a_layer = _NUMBER.search(span.name) and (kinds[_kind(span)] > 1 or not has_layers)
+        if (
+            lengths.isdisjoint(span.shape)
+            or in_a_layer
+            or any(_matches(span.name, entry) for entry in NEVER_VOCABULARY)
+        ):
+            continue
+        decision = f"--pass-through {span.name}"
+        if span.shape[0] in lengths:
+            decision += f" or --vocab-tensor {span.name}"
+        raise CheckpointError(
+            f"{span}: its shape {list(span.shape)} has an axis as long as the vocabulary, and its "
+            f"name is not known; decide with {decision}"
+        )
+
+
+def _kind(span: TensorSpan) -> tuple[str, tuple[int, ...]]:
+    """Name without layer numbers, and shape: what layers have several of is the model's body."""
+    return _NUMBER.sub(".#.", span.name), span.shape
 
 
 def _check_usable(tensor: VocabularyTensor) -> None:

@@ -8,6 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _TOKEN_KEY = re.compile(r"(?:(?P<role>\w+)_)?token_(?:id|ids|index)")
+_SIZE_KEYS = ("vocab_size", "padded_vocab_size")
+_LISTS = ("suppress_tokens", "begin_suppress_tokens")
+"""Lists of token ids whose names don't say so."""
+_STRUCTURES = ("bad_words_ids", "force_words_ids", "forced_decoder_ids", "sequence_bias")
+"""Token ids in structures that only a person can carry over."""
 _CLASS_DEFAULTS = ("bos", "eos", "pad")
 """Ids for which many config classes have defaults, of the vocabulary their authors used."""
 
@@ -50,6 +55,8 @@ class Retarget:
             for role in _CLASS_DEFAULTS:
                 if level.get(f"{role}_token_id") is None:
                     level[f"{role}_token_id"] = self.roles.get(role)
+        if isinstance(new.get("auto_map"), dict):
+            new["auto_map"].pop("AutoTokenizer", None)  # the source's, whose code is left behind
         if tokenizer_class is not None:
             new["tokenizer_class"] = tokenizer_class
         else:
@@ -63,13 +70,21 @@ class Retarget:
     def _level(
         self, level: Mapping[str, Any], path: str, old_sizes: frozenset[int], all_stops: bool
     ) -> dict[str, Any]:
+        size = level.get("vocab_size")
+        if type(size) is int and size not in old_sizes:  # of another vocabulary, with its own ids
+            return dict(level)
         new: dict[str, Any] = {}
         for key, value in level.items():
             where = f"{path}: {key}"
-            if isinstance(value, dict):
+            if key in _STRUCTURES and value:
+                self.warnings.append(f"{where}: has token ids of the source; change it by hand")
+                new[key] = value
+            elif isinstance(value, dict):
                 new[key] = self._level(value, where, old_sizes, all_stops)
-            elif key == "vocab_size" and type(value) is int and value in old_sizes:
+            elif key in _SIZE_KEYS and type(value) is int and value in old_sizes:
                 new[key] = self.rows
+            elif key in _LISTS:
+                new[key] = self._ids(value, None, where)
             elif match := _TOKEN_KEY.fullmatch(key):
                 new[key] = self._ids(value, match["role"], where)
                 if all_stops and match["role"] == "eos":

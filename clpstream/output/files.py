@@ -20,4 +20,8 @@ def write_file(path: Path, content: bytes) -> None:
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:
     """JSON as Hugging Face libraries write it: two spaces, a newline at the end."""
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, or a file name that is not UTF-8
+        return (json.dumps(content, indent=2) + "\n").encode()

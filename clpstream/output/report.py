@@ -108,11 +108,15 @@ class Report:
 def versions() -> dict[str, str]:
     """Versions of clpstream and of the libraries that the rows' values depend on."""
     import faiss
+    import ml_dtypes
     import numpy as np
 
     from clpstream.version import __version__
 
-    return {"clpstream": __version__, "numpy": np.__version__, "faiss": faiss.__version__}
+    modules = {"numpy": np, "faiss": faiss, "ml_dtypes": ml_dtypes}
+    return {"clpstream": __version__} | {
+        name: module.__version__ for name, module in modules.items()
+    }
 
 
 def peak_memory() -> int:

@@ -15,13 +15,19 @@ import numpy.typing as npt
 
 from clpstream.checkpoint import Checkpoint, Shard, TensorSpan, header_bytes
 from clpstream.errors import OutputError
+from clpstream.progress import Update
 
 _COPY_BYTES = 64 << 20
 """Bytes per copy call: few calls, and an interrupt is still answered soon."""
 _BUFFER_BYTES = 4 << 20
-_UNSUPPORTED = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
-
-Progress = Callable[[int], Any]
+_UNSUPPORTED = (
+    errno.EXDEV,
+    errno.ENOSYS,
+    errno.EINVAL,
+    errno.EOPNOTSUPP,
+    errno.EPERM,
+    errno.ENOTSOCK,
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ def write_shard(
     path: Path,
     shard: TargetShard,
     rows: Callable[[NewTensor], Iterator[npt.NDArray[Any]]],
-    progress: Progress,
+    progress: Update,
 ) -> None:
     """Write a shard and fsync it. `rows` gives a vocabulary tensor's rows, block after block.
 
@@ -137,7 +143,7 @@ def _write_all(fd: int, data: bytes | memoryview) -> None:
         view = view[os.write(fd, view) :]
 
 
-def _copy_range(part: CopiedRange, target: int, progress: Progress) -> None:
+def _copy_range(part: CopiedRange, target: int, progress: Update) -> None:
     """Copy inside the kernel where it can: copy_file_range, else sendfile, else by a buffer."""
     with part.path.open("rb", buffering=0) as file:
         offset, end = part.offset, part.offset + part.length

@@ -69,4 +69,4 @@ def _files(directory: Path) -> list[str]:
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
+    return any(fnmatch(name.upper(), pattern.upper()) for pattern in patterns)

@@ -24,10 +24,7 @@ def check_place(output: Path, inputs: list[Path], overwrite: bool) -> None:
     if os.path.lexists(output):
         if output.is_symlink() or not output.is_dir():
             raise OutputError(f"{output}: it exists and is not a directory; choose another output")
-        if not overwrite:
-            raise OutputError(
-                f"{output}: it exists; choose another output, or replace it with --overwrite"
-            )
+        _check_absent(output, overwrite)
     place = output.resolve()
     for path in (path.resolve() for path in inputs):
         if place == path or path in place.parents:
@@ -43,6 +40,13 @@ def check_place(output: Path, inputs: list[Path], overwrite: bool) -> None:
     parent = existing_parent(output)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"{output}: {parent} is not a directory that can be written to")
+
+
+def _check_absent(output: Path, overwrite: bool) -> None:
+    if output.exists() and not overwrite:
+        raise OutputError(
+            f"{output}: it exists; choose another output, or replace it with --overwrite"
+        )
 
 
 def check_space(output: Path, needed: int, free: int) -> None:
@@ -75,13 +79,14 @@ def staged(output: Path, overwrite: bool) -> Iterator[Path]:
     made = _make_parents(output.parent)
     try:
         _remove_leftovers(output)
+        _check_absent(output, overwrite)  # a leftover may have been put back there
         with _locked_directory(output) as stage:
             try:
                 yield stage
                 _sync(stage)
                 _put_in_place(stage, output, overwrite)
             finally:  # after an exchange this is the directory that was replaced
-                shutil.rmtree(stage, ignore_errors=True)
+                _remove(stage)
     except BaseException:
         for directory in made:
             with contextlib.suppress(OSError):
@@ -96,13 +101,26 @@ def _locked_directory(output: Path) -> Iterator[Path]:
         stage.mkdir()
         fd = os.open(stage, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            with contextlib.suppress(OSError):  # some network file systems have no locks
+            try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if stage.exists():  # else another run took it for a leftover before it was locked
+            except BlockingIOError:  # another run has taken it for a leftover and removes it
+                continue
+            except OSError:  # some network file systems have no locks
+                pass
+            if stage.exists():
                 yield stage
                 return
         finally:
             os.close(fd)
+
+
+def _remove(directory: Path) -> None:
+    """Remove a directory, also if the first attempt is interrupted."""
+    try:
+        shutil.rmtree(directory, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
 
 
 def _remove_leftovers(output: Path) -> None:

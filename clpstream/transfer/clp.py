@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,6 +19,9 @@ from clpstream.transfer.rows import (
     Selected,
     Unit,
     blocks,
+    bounds,
+    check_count,
+    check_shapes,
     mean,
 )
 
@@ -43,6 +47,7 @@ class Clp:
 
     def prepare(self, anchors: Rows, missing: Rows) -> PreparedClp:
         """See `Method.prepare`."""
+        check_shapes(anchors, missing)
         return PreparedClp(Unit(anchors, None), Unit(missing, None))
 
     def options(self) -> dict[str, Any]:
@@ -86,6 +91,7 @@ class PreparedClp:
 
     def rows(self, anchors: Rows) -> Rows:
         """See `Prepared.rows`."""
+        check_count(anchors, self._anchors.shape[0])
         return _ClosedForm(
             self._missing,
             _projection(self._anchors, anchors),
@@ -94,15 +100,19 @@ class PreparedClp:
             self._fallback.rows(anchors),
         )
 
-    def nearest(self, row: int, top: int) -> tuple[Ids, Doubles]:
+    def nearest(self, rows: Sequence[int], top: int) -> list[tuple[Ids, Doubles]]:
         """See `Prepared.nearest`."""
-        place = np.searchsorted(self._bad, row)
-        if place < len(self._bad) and self._bad[place] == row:
-            return self._fallback.nearest(int(place), top)
-        query = self._missing[row : row + 1][0]
-        cosines = np.concatenate([self._anchors[block] @ query for block in blocks(self._anchors)])
-        weights = cosines / self._denominators[row]
-        return heaviest(np.arange(len(weights)), weights, top)
+        queries = self._missing[np.array(rows, np.int64)]
+        cosines = np.hstack([queries @ self._anchors[b].T for b in blocks(self._anchors)])
+        return [
+            self._nearest_of_guarded(row, top)
+            if row in self._bad
+            else heaviest(np.arange(len(line)), line / self._denominators[row], top)
+            for row, line in zip(rows, cosines, strict=True)
+        ]
+
+    def _nearest_of_guarded(self, row: int, top: int) -> tuple[Ids, Doubles]:
+        return self._fallback.nearest([int(np.searchsorted(self._bad, row))], top)[0]
 
 
 class _ClosedForm:
@@ -117,7 +127,7 @@ class _ClosedForm:
         self.shape = (missing.shape[0], projection.shape[1])
 
     def __getitem__(self, index: slice) -> Floats:
-        start, stop, _ = index.indices(self.shape[0])
+        start, stop = bounds(index, self.shape[0])
         first, last = np.searchsorted(self._bad, [start, stop])
         denominators = self._denominators[start:stop].copy()
         denominators[self._bad[first:last] - start] = 1

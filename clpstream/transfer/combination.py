@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clpstream.transfer.rows import BLOCK_BYTES, Doubles, Floats, Ids, Rows
+from clpstream.transfer.rows import BLOCK_BYTES, Doubles, Floats, Ids, Rows, bounds
 
 _SUMMED_AT_ONCE = 512
 """Anchors' rows of one sum: few enough to stay in a processor's cache."""
@@ -20,9 +20,12 @@ class SparseWeights:
         """Of consecutive missing rows, each part has: how many anchors each row has, their
         indices row after row, and their weights. No anchor comes twice in a row.
         """
-        nothing = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
-        counts, self._indices, self._values = map(np.concatenate, zip(nothing, *parts, strict=True))
-        self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        counts = [np.empty(0, np.int64), *(part[0] for part in parts)]
+        indices = [np.empty(0, np.int64), *(part[1] for part in parts)]
+        values = [np.empty(0, np.float64), *(part[2] for part in parts)]
+        self._starts = np.cumsum(np.concatenate([[0], *counts]), dtype=np.int64)
+        self._indices = np.concatenate(indices, dtype=np.int32, casting="same_kind")
+        self._values = np.concatenate(values, dtype=np.float32, casting="same_kind")
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -30,7 +33,7 @@ class SparseWeights:
     def of(self, row: int) -> tuple[Ids, Doubles]:
         """The anchors of one missing row and their weights."""
         part = slice(self._starts[row], self._starts[row + 1])
-        return self._indices[part], self._values[part]
+        return self._indices[part].astype(np.int64), self._values[part].astype(np.float64)
 
     def combine(self, start: int, stop: int, anchors: Rows) -> Floats:
         """The weighted sums for the missing rows from `start` to `stop`: (n, width)."""
@@ -76,5 +79,4 @@ class Combined:
         self.shape = (len(weights), anchors.shape[1])
 
     def __getitem__(self, index: Any) -> Floats:
-        start, stop, _ = index.indices(self.shape[0])
-        return self._weights.combine(start, stop, self._anchors)
+        return self._weights.combine(*bounds(index, self.shape[0]), self._anchors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -11,7 +12,17 @@ import numpy.typing as npt
 from clpstream.errors import TransferError
 from clpstream.transfer.combination import Combined, SparseWeights
 from clpstream.transfer.method import WithMean, heaviest
-from clpstream.transfer.rows import BLOCK_BYTES, Doubles, Ids, Rows, Unit, blocks, mean
+from clpstream.transfer.rows import (
+    BLOCK_BYTES,
+    Doubles,
+    Ids,
+    Rows,
+    Unit,
+    blocks,
+    check_count,
+    check_shapes,
+    mean,
+)
 from clpstream.transfer.search import ANCHOR_BYTES, QUERY_BYTES, Queries, nearest
 from clpstream.transfer.weights import similarity, softmax, sparsemax
 
@@ -29,10 +40,11 @@ class Knn:
         2305.14481) and CLP+ (Yamaguchi et al. 2024, arXiv 2402.10712). `neighbors` is where the
         search begins; it goes on until the result is exact.
         "similarity": the score over the sum of scores, as in CLP-Transfer (Ostendorff & Rehm
-        2023, arXiv 2301.09626), over the k nearest; negative scores count as 0.
+        2023, arXiv 2301.09626), but over the k nearest, and negative scores count as 0.
     center:
         subtract the anchors' mean from all helper rows before the cosine, which removes the
-        common direction that embeddings share (Mu & Viswanath 2018, arXiv 1702.01417).
+        common direction that embeddings share (the first step of Mu & Viswanath 2018, arXiv
+        1702.01417).
 
     A token whose helper row has no direction (it is zero, or the mean itself) gets the mean of
     all anchors. Raises TransferError for parameters out of range.
@@ -45,16 +57,17 @@ class Knn:
     name: ClassVar[str] = "knn"
 
     def __post_init__(self) -> None:
-        if self.neighbors < 1:
-            raise TransferError(f"neighbors is {self.neighbors}; it must be at least 1")
+        if type(self.neighbors) is not int or self.neighbors < 1:
+            raise TransferError(f"neighbors is {self.neighbors}; it must be a number from 1 up")
         if self.weights not in get_args(WeightRule):
             known = ", ".join(get_args(WeightRule))
             raise TransferError(f"weights is {self.weights!r}; it can be {known}")
         if not 0 < self.temperature < float("inf"):
-            raise TransferError(f"temperature is {self.temperature}; it must be above 0")
+            raise TransferError(f"temperature is {self.temperature}; it must be above 0 and finite")
 
     def prepare(self, anchors: Rows, missing: Rows) -> PreparedKnn:
         """See `Method.prepare`."""
+        check_shapes(anchors, missing)
         center = mean(anchors) if self.center else None
         units, wanted = Unit(anchors, center), Unit(missing, center)
         k = min(self.neighbors, anchors.shape[0])
@@ -64,7 +77,7 @@ class Knn:
             queries = Queries(wanted, np.arange(block.start, block.stop))
             lost[block] = ~queries.rows.any(axis=1)
             parts.append(self._weigh(queries, units, k))
-        return PreparedKnn(SparseWeights(parts), lost)
+        return PreparedKnn(SparseWeights(parts), lost, anchors.shape[0])
 
     def options(self) -> dict[str, Any]:
         """See `Method.options`."""
@@ -94,22 +107,38 @@ class Knn:
 class PreparedKnn:
     """See `Prepared`."""
 
-    def __init__(self, weights: SparseWeights, lost: npt.NDArray[np.bool_]) -> None:
+    def __init__(self, weights: SparseWeights, lost: npt.NDArray[np.bool_], anchors: int) -> None:
         self._weights = weights
         self._lost = lost
+        self._anchors = anchors
         self.guarded = {"no direction in the helper": np.flatnonzero(lost)}
 
     def rows(self, anchors: Rows) -> Rows:
         """See `Prepared.rows`."""
+        check_count(anchors, self._anchors)
         return WithMean(Combined(self._weights, anchors), self._lost, anchors)
 
-    def nearest(self, row: int, top: int) -> tuple[Ids, Doubles]:
+    def nearest(self, rows: Sequence[int], top: int) -> list[tuple[Ids, Doubles]]:
         """See `Prepared.nearest`."""
-        return heaviest(*self._weights.of(row), top)
+        return [heaviest(*self._weights.of(row), top) for row in rows]
 
 
 def _sparsemax(queries: Queries, anchors: Unit, k: int) -> tuple[Ids, Ids, Doubles]:
-    """Search wider for the rows whose k nearest anchors can't yet tell what all anchors give."""
+    """Search wider for the rows whose k nearest anchors can't yet tell what all anchors give.
+
+    In batches: k goes up to the number of anchors, and all it finds must fit into memory.
+    """
+    step = max(1, BLOCK_BYTES // (32 * k))
+    places = np.arange(len(queries.rows))
+    parts = [
+        _sparsemax_batch(queries.some(places[start : start + step]), anchors, k)
+        for start in range(0, len(places), step)
+    ]
+    counts, indices, values = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return counts, indices, values
+
+
+def _sparsemax_batch(queries: Queries, anchors: Unit, k: int) -> tuple[Ids, Ids, Doubles]:
     scores, ids = nearest(queries, anchors, k)
     weights, exact = sparsemax(scores)
     some = weights > 0

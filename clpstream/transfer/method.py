@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,12 +23,13 @@ class Prepared(Protocol):
         """The missing rows (n_missing, d_source) of a tensor, from its rows of the anchors.
 
         `anchors` is (n_anchors, d_source), in the order of the anchors given to `prepare`. Rows
-        are made when they are asked for, by a slice.
+        are made when they are asked for, by a slice of consecutive rows. Raises TransferError if
+        there is not one row for each anchor.
         """
         ...
 
-    def nearest(self, row: int, top: int) -> tuple[Ids, Doubles]:
-        """The `top` anchors that weigh most in a missing row, and their weights."""
+    def nearest(self, rows: Sequence[int], top: int) -> list[tuple[Ids, Doubles]]:
+        """For some missing rows, the `top` anchors that weigh most: indices and weights."""
         ...
 
 
@@ -39,7 +41,8 @@ class Method(Protocol):
 
     def prepare(self, anchors: Rows, missing: Rows) -> Prepared:
         """Learn from the helper's rows of the anchors (n_anchors, d_helper) and of the missing
-        tokens (n_missing, d_helper). n_anchors is at least 1."""
+        tokens (n_missing, d_helper). Raises TransferError if there is no anchor, the widths
+        differ, or a row has NaN or Inf."""
         ...
 
     def options(self) -> dict[str, Any]:

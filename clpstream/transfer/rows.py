@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from clpstream.errors import TransferError
+
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
@@ -65,14 +67,16 @@ class Unit:
         self.shape = rows.shape
 
     def __getitem__(self, index: Any) -> Floats:
-        rows = np.asarray(self._rows[index], np.float32)
-        least = np.float32(np.finfo(np.float32).tiny)
+        rows = np.array(self._rows[index], np.float32)
+        least: Any = np.finfo(np.float32).tiny
         if self._center is not None:
-            least = least + np.float32(1e-6) * _norms(rows)
-            rows = rows - self._center.astype(np.float32)
+            least = least + 1e-6 * _norms(rows)
+            # in float64, since little may be left of two large numbers
+            np.subtract(rows, self._center, out=rows, dtype=np.float64, casting="same_kind")
         norms = _norms(rows)
         norms[norms <= least] = np.inf
-        return rows / norms
+        rows /= norms
+        return rows
 
     def exact(self, index: Ids) -> Doubles:
         """The same rows, all in float64."""
@@ -84,11 +88,45 @@ class Unit:
         return exact
 
 
-def _norms(rows: Floats) -> Floats:
-    """L2 norms, shape (n, 1); by way of float64 where the squares leave float32's range."""
+def check_shapes(anchors: Rows, missing: Rows) -> None:
+    """Raise TransferError unless there are anchors, of the same width as the missing rows."""
+    if anchors.shape[0] < 1:
+        raise TransferError("there are no anchors: nothing to combine; check the vocabularies")
+    if anchors.shape[1] != missing.shape[1]:
+        raise TransferError(
+            f"anchors are {anchors.shape[1]} wide, missing rows {missing.shape[1]}; both must be "
+            "rows of one matrix"
+        )
+
+
+def check_count(anchors: Rows, count: int) -> None:
+    """Raise TransferError unless there is a source row for each of `count` anchors."""
+    if anchors.shape[0] != count:
+        raise TransferError(
+            f"{anchors.shape[0]} rows for {count} anchors; there must be one for each, in their "
+            "order"
+        )
+
+
+def bounds(index: slice, count: int) -> tuple[int, int]:
+    """Start and stop of a slice of consecutive rows; IndexError for another index."""
+    if not isinstance(index, slice) or index.step not in (None, 1):
+        raise IndexError("rows are made for slices of consecutive rows only")
+    start, stop, _ = index.indices(count)
+    return start, max(start, stop)
+
+
+def _norms(rows: Floats) -> npt.NDArray[Any]:
+    """L2 norms, shape (n, 1); in float64 where the squares leave float32's range.
+
+    Raises TransferError for NaN and Inf.
+    """
     squares = np.einsum("ij,ij->i", rows, rows)
-    if ((squares > 1e-24) & (squares < 1e36)).all():
-        norms: Floats = np.sqrt(squares)[:, None]
-    else:
-        norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True).astype(np.float32)
+    if not ((squares > 1e-24) & (squares < 1e36)).all():
+        finite = np.isfinite(rows).all(axis=1)
+        if not finite.all():
+            raise TransferError(f"row {finite.argmin()} of a block has NaN or Inf; repair the rows")
+        wide = rows.astype(np.float64)
+        squares = np.einsum("ij,ij->i", wide, wide)
+    norms: npt.NDArray[Any] = np.sqrt(squares)[:, None]
     return norms

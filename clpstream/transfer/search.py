@@ -36,9 +36,9 @@ def nearest(queries: Queries, anchors: Unit, k: int) -> tuple[Floats, Ids]:
     """For each query, the k nearest anchors: scores (n, k) in falling order, and ids (n, k).
 
     The search is exact, by FAISS in float32. Where the next anchor scores as high as the k-th
-    within float32's rounding, float64 decides, and the lower id where that is equal too: the
-    neighbours are those of the formula, whatever the processor, the threads and the blocks. `k` is
-    at most the number of anchors, which is at least 1.
+    within float32's rounding, float64 decides among the k + 16 best, and the lower id where that is
+    equal too: the neighbours are those of the formula, whatever the blocks. `k` is at most the
+    number of anchors, which is at least 1.
     """
     scores, ids = _search(queries.rows, anchors, min(k + 1, anchors.shape[0]))
     if ids.shape[1] > k:

@@ -11,7 +11,7 @@ Scores = Floats | Doubles
 
 
 def similarity(scores: Scores) -> Doubles:
-    """Proportional to the score, as in CLP-Transfer (arXiv 2301.09626); negative scores count as 0.
+    """Proportional to the score: CLP-Transfer (arXiv 2301.09626) with negative scores as 0.
 
     `scores` (n, k) -> weights (n, k). A row without a positive score gets equal weights.
     """
@@ -23,7 +23,7 @@ def similarity(scores: Scores) -> Doubles:
 
 
 def softmax(scores: Scores, temperature: float) -> Doubles:
-    """exp(s / T) / sum of exp(s / T), as in WECHSEL (arXiv 2112.06598, eq. 5).
+    """exp(s / T) / sum of exp(s / T), as in WECHSEL (arXiv 2112.06598).
 
     `scores` (n, k) -> weights (n, k).
     """
@@ -34,7 +34,7 @@ def softmax(scores: Scores, temperature: float) -> Doubles:
 
 
 def sparsemax(scores: Scores) -> tuple[Doubles, npt.NDArray[np.bool_]]:
-    """Euclidean projection onto the simplex (Martins & Astudillo 2016, arXiv 1602.02068, alg. 1).
+    """Euclidean projection onto the simplex (Martins & Astudillo 2016, arXiv 1602.02068).
 
     Used by FOCUS (arXiv 2305.14481) and CLP+ (arXiv 2402.10712). `scores` (n, k), each row in
     falling order -> weights (n, k), and whether a row is exact: whether further scores, all at

@@ -15,6 +15,7 @@ from typing import Any
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _VISIBLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _HIDDEN = [byte for byte in range(256) if byte not in _VISIBLE]
+_CHINESE = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2FA1F))
 BYTE_ALPHABET: dict[str, int] = {chr(byte): byte for byte in _VISIBLE} | {
     chr(256 + place): byte for place, byte in enumerate(_HIDDEN)
 }
@@ -46,12 +47,11 @@ def is_byte_piece(piece: str) -> bool:
 def _decoders(tokenizer: dict[str, Any]) -> list[dict[str, Any]]:
     """The decoder's parts; where it has none, what the other parts of the pipeline imply."""
     parts = _flatten(tokenizer.get("decoder"), "decoders")
-    model = tokenizer.get("model") or {}
+    model = tokenizer["model"] if isinstance(tokenizer.get("model"), dict) else {}
     if not parts:
         parts = _flatten(tokenizer.get("pre_tokenizer"), "pretokenizers")
         if model.get("type") == "WordPiece":
-            prefix = model.get("continuing_subword_prefix", "##")
-            parts = [{"type": "WordPiece", "prefix": prefix}]
+            parts = [{"type": "WordPiece", "prefix": model.get("continuing_subword_prefix")}]
         elif model.get("end_of_word_suffix"):
             parts.append({"type": "BPEDecoder", "suffix": model["end_of_word_suffix"]})
     if model.get("byte_fallback"):
@@ -63,27 +63,33 @@ def _flatten(part: Any, key: str) -> list[dict[str, Any]]:
     if not isinstance(part, dict):
         return []
     if part.get("type") == "Sequence":
-        return [leaf for inner in part.get(key, []) for leaf in _flatten(inner, key)]
+        inner = part.get(key)
+        parts = inner if isinstance(inner, list) else []
+        return [leaf for part in parts for leaf in _flatten(part, key)]
     return [part]
 
 
 def _step(part: dict[str, Any]) -> Step | None:
+    def setting(key: str, default: str) -> str:
+        value = part.get(key)
+        return value if isinstance(value, str) and value else default
+
     kind = part.get("type")
     if kind == "ByteLevel":
         return _byte_level
     if kind == "ByteFallback":
         return _byte_fallback
     if kind == "Metaspace":
-        replacement = part.get("replacement", "▁")
+        replacement = setting("replacement", "▁")
         return lambda piece: piece.replace(replacement, " ")
-    if kind == "Replace" and isinstance(old := part.get("pattern", {}).get("String"), str):
-        new = part.get("content", "")
-        return lambda piece: piece.replace(old, new)
+    if kind == "Replace" and isinstance(part.get("pattern"), dict):
+        old, new = part["pattern"].get("String"), setting("content", "")
+        return (lambda piece: piece.replace(old, new)) if isinstance(old, str) and old else None
     if kind == "WordPiece":
-        prefix = part.get("prefix", "##")
+        prefix = setting("prefix", "##")
         return lambda piece: _word_piece(piece, prefix)
     if kind == "BPEDecoder":
-        suffix = part.get("suffix", "</w>")
+        suffix = setting("suffix", "</w>")
         return lambda piece: piece.replace(suffix, " ")
     return None
 
@@ -102,12 +108,20 @@ def _byte_fallback(piece: str) -> str | bytes:
 
 
 def _word_piece(piece: str, prefix: str) -> str:
-    """A piece without the prefix begins a word; punctuation stands against the word before it."""
+    """A piece without the prefix begins a word, which a space stands before.
+
+    Not so for characters that BERT's pre-tokenizer makes a word each, wherever they stand.
+    """
     if piece.startswith(prefix) and len(piece) > len(prefix):
         return piece[len(prefix) :]
-    return piece if all(_splits_words(character) for character in piece) else " " + piece
+    return piece if all(_is_a_word(character) for character in piece) else " " + piece
 
 
-def _splits_words(character: str) -> bool:
-    """Whether BERT's pre-tokenizer makes a word of this character alone."""
-    return unicodedata.category(character)[0] in "PS"
+def _is_a_word(character: str) -> bool:
+    """Punctuation by BERT's rule, which counts all ASCII symbols, and Chinese characters."""
+    code = ord(character)
+    if code < 128:
+        return character.isprintable() and not character.isalnum() and character != " "
+    return unicodedata.category(character)[0] == "P" or any(
+        first <= code <= last for first, last in _CHINESE
+    )

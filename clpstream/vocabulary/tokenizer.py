@@ -14,7 +14,8 @@ from clpstream.vocabulary.pieces import piece_reader
 TOKENIZER_FILE = "tokenizer.json"
 MAX_IDS = 1 << 24
 """More ids than any vocabulary has: rows are made for every id up to the largest."""
-ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
+ROLES = ("eos", "bos", "pad", "unk", "cls", "sep", "mask")
+"""In the order in which a token with several roles is matched: generation has to stop."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def read_vocabulary(directory: str | Path) -> Vocabulary:
         )
     tokenizer = read_json(path)
     settings = read_json_if_there(directory / "tokenizer_config.json")
-    ids = _model_ids(path, tokenizer)
+    own = _model_ids(path, tokenizer)
+    ids = dict(own)
     added = _added_tokens(directory, tokenizer, settings)
     ids.update({piece: token for piece, (token, _) in added.items()})
     config = read_json_if_there(directory / "config.json")
@@ -77,7 +79,7 @@ def read_vocabulary(directory: str | Path) -> Vocabulary:
         raise VocabularyError(f"{path}: token id {max(ids.values())} can't be real; check the file")
     special = {token for token, is_special in added.values() if is_special}
     roles, absent = _roles(ids, named, config, special)
-    special.update(roles.values())
+    special.update(token for role, token in roles.items() if role != "pad")  # pad may be any text
     read = piece_reader(tokenizer)
     pieces: list[str | None] = [None] * (max(ids.values()) + 1)
     text: list[bytes | None] = [None] * len(pieces)
@@ -85,7 +87,7 @@ def read_vocabulary(directory: str | Path) -> Vocabulary:
         pieces[token] = piece
         if token in special:
             text[token] = None
-        elif piece in added:  # added tokens are matched in the text as they are
+        elif piece in added and piece not in own:  # matched in the text as it is
             text[token] = piece.encode("utf-8", "surrogatepass")
         else:
             text[token] = read(piece)
@@ -96,7 +98,7 @@ def _model_ids(path: Path, tokenizer: dict[str, Any]) -> dict[str, int]:
     model = tokenizer.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, dict) and all(_is_id(token) for token in vocabulary.values()):
-        ids = dict(vocabulary)
+        ids: dict[str, int] = vocabulary
     elif isinstance(vocabulary, list) and all(
         isinstance(entry, list) and entry and isinstance(entry[0], str) for entry in vocabulary
     ):  # Unigram: [piece, log probability], whose place is its id
