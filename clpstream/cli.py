@@ -109,8 +109,8 @@ def _conversion_options(command: Command) -> Command:
             show_default=True,
             help="knn: softmax of the cosines (WECHSEL); sparsemax over all shared tokens, for "
             "which K is where the search starts (FOCUS, Dobler & de Melo 2023, arXiv 2305.14481; "
-            "CLP+, Yamaguchi et al. 2024, arXiv 2402.10712); or proportional to the cosine, negative "
-            "ones as 0.",
+            "CLP+, Yamaguchi et al. 2024, arXiv 2402.10712); or proportional to the cosine, "
+            "negative ones as 0.",
         ),
         _option(
             "--temperature",
