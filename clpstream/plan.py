@@ -32,7 +32,7 @@ Shared = Literal["copy"]
 _OWN_TOKENIZER = ("qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "siglip2")
 """Model types whose tokenizer class transformers 5 takes from the type, whatever the files say."""
 _READING_BYTES = 64 << 20
-"""Mapped pages of source and helper, a block of the target, and what a copy needs."""
+"""What reading rows, a block of the target and rounding it to its dtype take."""
 
 
 @dataclass(frozen=True)
