@@ -36,7 +36,6 @@ def main() -> NoReturn:
             signal.signal(number, _stop)
     try:
         cli.main(standalone_mode=False)
-        sys.stdout.flush()
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
@@ -45,8 +44,6 @@ def main() -> NoReturn:
     except _Stopped as stopped:
         number = signal.Signals(stopped.args[0])
         _fail(f"stopped by {number.name}; nothing half-written is left", 128 + number)
-    except BrokenPipeError:  # whoever read the result has seen enough of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except ClpstreamError as error:
         _fail(str(error), 2)
     except OSError as error:
@@ -69,7 +66,9 @@ class _Stopped(BaseException):
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"clpstream: {message}", file=sys.stderr)
+    """One line on stderr, whatever names of files and tensors have in them."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+    print(f"clpstream: {line}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -242,7 +241,7 @@ def demo(context: click.Context, /, output: Path, **options: Any) -> None:
     if not (options["quiet"] or options["as_json"] or options["dry_run"]):
         from clpstream.demo import compare_tokenizers
 
-        click.echo(compare_tokenizers(output))
+        _print(compare_tokenizers(output))
 
 
 def _method(context: click.Context, options: dict[str, Any]) -> Method:
@@ -272,6 +271,14 @@ def _print_result(result: Conversion, output: Path, options: dict[str, Any]) -> 
     from clpstream.terminal import summary
 
     if not options["quiet"]:
-        click.echo(summary(result, output), err=options["as_json"])
+        _print(summary(result, output), err=options["as_json"])
     if options["as_json"]:
-        click.echo(json.dumps(result.to_json(), indent=2))
+        _print(json.dumps(result.to_json(), indent=2))
+
+
+def _print(text: str, err: bool = False) -> None:
+    """Print a result; if its reader has gone (a pipe to head), the work is done all the same."""
+    try:
+        click.echo(text, err=err)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), (sys.stderr if err else sys.stdout).fileno())

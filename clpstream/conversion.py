@@ -129,7 +129,8 @@ def convert(
 
 
 def _write(plan: Plan, stage: Path, progress: Progress) -> Report:
-    with _naming_tokens(plan):
+    # numpy's warnings would say less than the error for a row that is not finite
+    with _naming_tokens(plan), np.errstate(all="ignore"):
         prepared = _prepare(plan, progress)
         with progress.task("writing", plan.shard_bytes, "B") as update:
             for shard in plan.shards:

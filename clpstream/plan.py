@@ -177,6 +177,7 @@ def _json_files(
         old_sizes=frozenset(tensor.rows for tensor in tensors),
         roles=target.roles,
         targets_of=targets_of,
+        special={token for token in range(target.size) if target.text[token] is None},
     )
     settings = read_json_if_there(helper.directory / "tokenizer_config.json")
     tokenizer_class = None

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-def progress_for(stream: TextIO, quiet: bool) -> Progress:
-    """Bars on a terminal, plain lines elsewhere, nothing if `quiet`."""
-    if quiet:
+def progress_for(stream: TextIO | None, quiet: bool) -> Progress:
+    """Bars on a terminal, plain lines elsewhere, nothing if `quiet` or the stream is closed."""
+    if quiet or stream is None:
         return Progress()
     return Bars(stream) if stream.isatty() else Lines(stream)
 

@@ -29,6 +29,7 @@ import clpstream
 
 PROGRAM = """
 import ctypes, os, shutil, signal, sys
+from pathlib import Path
 from clpstream import cli, conversion
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored where tests run
@@ -60,14 +61,14 @@ if place in ("no exchange", "between renames"):
             pass
     ctypes.CDLL = NoExchange
     if place == "between renames":
-        rename, count = os.rename, 0
+        rename, count = Path.rename, 0
         def counting(*arguments, **more):
             global count
             count += 1
             if count == 2:
                 stop_here()
             return rename(*arguments, **more)
-        os.rename = counting
+        Path.rename = counting
 
 sys.argv = ["clpstream", "convert", "--quiet", *sys.argv[2:]]
 cli.main()
@@ -458,6 +459,24 @@ def test_inputs_of_links_give_an_output_of_files(
     assert run(*cached, pair.output) == (0, "")
     assert [path for path in pair.output.rglob("*") if path.is_symlink()] == []
     assert content(pair.output) == expected
+
+
+def test_an_output_is_never_the_current_directory(pair: Pair, monkeypatch: Any) -> None:
+    pair.output.mkdir()
+    monkeypatch.chdir(pair.output)
+    with pytest.raises(clpstream.OutputError, match="current directory"):
+        clpstream.convert(pair.source, pair.helper, pair.output, overwrite=True)
+
+
+def test_a_name_as_long_as_names_can_be_works(pair: Pair, tmp_path: Path) -> None:
+    clpstream.convert(pair.source, pair.helper, tmp_path / ("n" * 250))
+    assert (tmp_path / ("n" * 250) / "config.json").exists()
+
+
+def test_a_loop_of_links_is_a_clear_error(pair: Pair, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(clpstream.OutputError, match="loop"):
+        clpstream.convert(pair.source, pair.helper, tmp_path / "loop" / "target")
 
 
 def test_an_output_never_replaces_what_the_inputs_link_to(tmp_path: Path, pair: Pair) -> None:

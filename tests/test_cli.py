@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import pty
+import shutil
 import struct
 import subprocess
 import sys
@@ -16,7 +17,14 @@ from typing import get_args
 import click
 import pytest
 from click.testing import CliRunner
-from make import TARGET_WORDS, read_json, write_helper, write_source
+from make import (
+    TARGET_WORDS,
+    read_json,
+    read_tensors,
+    write_checkpoint,
+    write_helper,
+    write_source,
+)
 
 import clpstream
 from clpstream.cli import cli
@@ -136,6 +144,50 @@ def test_options_reach_the_method(pair):
         "vocab_tensors": [],
         "pass_through": [],
     }
+
+
+def test_a_reader_who_has_seen_enough_is_no_failure(pair):
+    """As in `clpstream convert ... | head -1`."""
+    command = [sys.executable, "-m", "clpstream", "convert", *map(str, pair)]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, "Error" in done.stderr) == (0, False)
+    assert (pair.output / "config.json").exists()
+
+
+def test_without_a_stderr_it_works_in_silence(pair):
+    code = "import os, sys; os.close(2); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    command = [sys.executable, "-c", code, "-m", "clpstream", "convert", *map(str, pair)]
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def test_an_ignored_signal_stays_ignored(pair):
+    """As nohup has it."""
+    code = (
+        "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "from clpstream import cli, conversion\n"
+        "verify = conversion.verify\n"
+        "def stop(*a): os.kill(os.getpid(), signal.SIGHUP); return verify(*a)\n"
+        "conversion.verify = stop\n"
+        "sys.argv = ['clpstream', 'convert', '-q', *sys.argv[1:]]; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *map(str, pair)], check=False)
+    assert done.returncode == 0
+    assert pair.output.exists()
+
+
+def test_an_error_is_one_line_whatever_the_names(pair):
+    tensors = read_tensors(pair.source)
+    tensors["a\nb\x1b[31m"] = tensors["lm_head.weight"]
+    write_checkpoint(pair.source / "x", tensors)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(pair.source / file, pair.source / "x" / file)
+    done = run("convert", pair.source / "x", pair.helper, pair.output)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "a\\nb\\x1b[31m" in done.stderr
 
 
 def test_version_and_help():

@@ -16,6 +16,7 @@ def retarget(**changes):
         "old_sizes": frozenset([1000]),
         "roles": {"bos": 1, "eos": 2, "unk": 0},
         "targets_of": {11: (1,), 12: (2,), 77: (33,)},
+        "special": {0, 1, 2},
     }
     return Retarget(**settings | changes)
 
@@ -88,6 +89,8 @@ def test_every_token_with_the_row_of_the_stop_token_stops():
         "bos_token_id": 1,
     }
     assert "eos" in made.warnings[0]
+    plain = retarget(targets_of={12: (2, 40)}).generation_config({"eos_token_id": 12})
+    assert plain == {"eos_token_id": 2}  # 40 is text
     config = {"vocab_size": 1000, "eos_token_id": 12}
     assert retarget(**shared).config(config, None, alone=False)["eos_token_id"] == 2
     assert retarget(**shared).config(config, None, alone=True)["eos_token_id"] == [2, 1]

@@ -224,6 +224,21 @@ def test_a_table_with_a_known_name_for_something_shorter_is_not_guessed_at(tmp_p
     clpstream.convert(*both, tmp_path / "target", pass_through=["speech.codes.embed_tokens.weight"])
 
 
+@pytest.mark.parametrize("method", ["knn", "clp"])
+def test_blocks_of_rows_that_are_all_shared_or_all_missing(tmp_path, monkeypatch, method):
+    """Tokens of another script stand together in a vocabulary."""
+    words = [*SOURCE_WORDS[:10], *(f"{a}{b}" for a in "äöü" for b in "äöüß"), *SOURCE_WORDS[10:]]
+    write_source(tmp_path / "source", "gpt2")
+    write_helper(tmp_path / "helper", words)
+    both = tmp_path / "source", tmp_path / "helper"
+    clpstream.convert(*both, tmp_path / "whole", method=method)
+    monkeypatch.setattr("clpstream.output.target_rows.BLOCK_BYTES", 3 * 4 * 16)
+    clpstream.convert(*both, tmp_path / "blocks", method=method)
+    name = FAMILIES["gpt2"][0]
+    whole, blocks = (read_tensors(tmp_path / n)[name] for n in ("whole", "blocks"))
+    assert np.allclose(whole, blocks, atol=1e-6)
+
+
 def test_a_table_in_one_layer_only_is_not_taken_for_the_body(tmp_path):
     """As the extra layers for multi-token prediction have."""
     rows = write_source(tmp_path / "source", "gpt2")

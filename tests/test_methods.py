@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from clpstream import Clp, Knn, TransferError
 from clpstream.transfer import search
 from clpstream.transfer.rows import Unit
-from clpstream.transfer.weights import similarity, softmax, sparsemax
+from clpstream.transfer.weights import similarity, softmax, sparsemax, sparsemax_threshold
 
 WEIGHTS = ("softmax", "sparsemax", "similarity")
 
@@ -139,12 +139,17 @@ def test_nearest_tells_the_weights_that_made_the_row(method):
 @pytest.mark.parametrize("method", [Clp(), Knn(), Knn(weights="sparsemax")], ids=str)
 def test_a_token_without_a_direction_gets_the_mean_of_all_anchors(method):
     anchors, missing, source = helper_and_source()
-    missing[[3, 50]] = 0 if method.name == "clp" else anchors.mean(axis=0, dtype=np.float64)
+    expected = method.prepare(anchors, missing).rows(source)[:]
+    missing[3] = 0
+    missing[50] = 0 if method.name == "clp" else anchors.mean(axis=0, dtype=np.float64)
     prepared = method.prepare(anchors, missing)
     assert list(prepared.guarded["no direction in the helper"]) == [3, 50]
     made = prepared.rows(source)[:]
     assert np.allclose(made[[3, 50]], source.mean(axis=0), atol=1e-6)
-    assert np.isfinite(made).all()
+    others = np.setdiff1d(np.arange(len(missing)), [3, 50])
+    assert np.allclose(made[others], expected[others], atol=1e-6)
+    made = method.prepare(anchors, np.zeros_like(missing)).rows(source)[:]
+    assert np.allclose(made, source.mean(axis=0), atol=1e-6)
 
 
 @pytest.mark.parametrize("method", [Clp(), Knn(), Knn(weights="similarity")], ids=str)
@@ -269,6 +274,14 @@ def test_sparsemax_of_the_best_is_that_of_all_where_it_says_so(rows, k):
     everything, _ = sparsemax(rows)
     for row in np.flatnonzero(exact):
         assert np.allclose(everything[row, : few.shape[1]], few[row], atol=1e-9)
+
+
+@given(scores)
+@settings(deadline=None)
+def test_the_threshold_of_sparsemax_needs_no_order(rows):
+    shuffled = np.random.default_rng(0).permuted(rows, axis=1)
+    for row, threshold in zip(rows, sparsemax_threshold(shuffled), strict=True):
+        assert np.allclose(np.maximum(row - threshold, 0), sparsemax_by_bisection(row), atol=1e-9)
 
 
 @given(scores, st.floats(0.01, 10))

@@ -85,10 +85,11 @@ def _shard_names(directory: Path, index: dict[str, Any]) -> list[str]:
         raise CheckpointError(f"{where}: its metadata is not an object; download it again")
     names = []
     for name in weight_map.values():
-        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+        plain = isinstance(name, str) and Path(name).name == name
+        if not plain or not name.endswith(".safetensors"):
             raise CheckpointError(
-                f"{where}: it names {name!r}, which is not a file in {directory}; use an index "
-                "that belongs to its shards"
+                f"{where}: it names {name!r}, which is not a safetensors file in {directory}; use "
+                "an index that belongs to its shards"
             )
         if name not in names:
             names.append(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ class Retarget:
     roles: target token ids by role (bos, eos, ...).
     targets_of: target ids, lowest first, of each source token that the target has. They are several
         where the source has one token for bos and eos, and the target two.
+    special: target ids of special tokens.
     warnings: filled with what could not be carried over.
     """
 
@@ -33,6 +34,7 @@ class Retarget:
     old_sizes: frozenset[int]
     roles: Mapping[str, int]
     targets_of: Mapping[int, tuple[int, ...]]
+    special: Collection[int]
     warnings: list[str] = field(default_factory=list)
 
     def config(
@@ -129,7 +131,12 @@ class Retarget:
         before, first = (ids if isinstance(ids, list) else [ids] for ids in (old, new))
         if not all(type(token) is int for token in (*before, *first)):
             return new
-        stops = [token for value in before for token in self.targets_of.get(value, ())]
+        stops = [
+            token
+            for value in before
+            for token in self.targets_of.get(value, ())
+            if token in self.special
+        ]
         every = list(dict.fromkeys([*first, *stops]))
         if len(every) == len(first):
             return new

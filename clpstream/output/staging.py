@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import secrets
@@ -25,7 +26,7 @@ def check_place(output: Path, inputs: list[Path], overwrite: bool) -> None:
         if output.is_symlink() or not output.is_dir():
             raise OutputError(f"{output}: it exists and is not a directory; choose another output")
         _check_absent(output, overwrite)
-    place = output.resolve()
+    place = Path(os.path.realpath(output))
     for path in (path.resolve() for path in inputs):
         if place == path or path in place.parents:
             raise OutputError(
@@ -37,6 +38,9 @@ def check_place(output: Path, inputs: list[Path], overwrite: bool) -> None:
                 f"{output}: the output would replace files of the input {path}; choose another "
                 "output"
             )
+    here = Path.cwd()
+    if output.exists() and (here == place or place in here.parents):
+        raise OutputError(f"{output}: the current directory lies in it; choose another output")
     parent = existing_parent(output)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"{output}: {parent} is not a directory that can be written to")
@@ -188,4 +192,7 @@ def _make_parents(directory: Path) -> list[Path]:
 
 
 def _prefix(output: Path) -> str:
-    return f".{output.name}.clpstream-"
+    """Of the hidden directories that stand beside `output` while it is written."""
+    name = os.fsencode(output.name)
+    short = output.name if len(name) <= 200 else hashlib.sha256(name).hexdigest()
+    return f".{short}.clpstream-"

@@ -13,13 +13,15 @@ _SUMMED_AT_ONCE = 512
 """Anchors' rows of one sum: few enough to stay in a processor's cache."""
 
 
+Part = tuple[Ids, Ids, Doubles]
+"""Of consecutive missing rows: how many anchors each has, their indices row after row, weights."""
+
+
 class SparseWeights:
     """Weights of the anchors for each missing row, kept as compressed sparse rows."""
 
-    def __init__(self, parts: Sequence[tuple[Ids, Ids, Doubles]]) -> None:
-        """Of consecutive missing rows, each part has: how many anchors each row has, their
-        indices row after row, and their weights. No anchor comes twice in a row.
-        """
+    def __init__(self, parts: Sequence[Part]) -> None:
+        """The parts one after the other. No anchor comes twice in a row; a row may have none."""
         counts = [np.empty(0, np.int64), *(part[0] for part in parts)]
         indices = [np.empty(0, np.int64), *(part[1] for part in parts)]
         values = [np.empty(0, np.float64), *(part[2] for part in parts)]
@@ -55,7 +57,7 @@ class SparseWeights:
         counts = np.diff(self._starts[start : stop + 1])
         part = slice(self._starts[start], self._starts[stop])
         there = np.arange(counts.max(initial=1)) < counts[:, None]
-        indices = np.full(there.shape, self._indices[part.start], np.int64)
+        indices = np.full(there.shape, self._indices[part][:1].sum(), np.int64)
         values = np.zeros(there.shape, np.float32)
         indices[there], values[there] = self._indices[part], self._values[part]
         return indices, values

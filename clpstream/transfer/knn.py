@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clpstream.errors import TransferError
-from clpstream.transfer.combination import Combined, SparseWeights
+from clpstream.transfer.combination import Combined, Part, SparseWeights
 from clpstream.transfer.method import WithMean, heaviest
 from clpstream.transfer.rows import (
     BLOCK_BYTES,
@@ -24,9 +24,12 @@ from clpstream.transfer.rows import (
     mean,
 )
 from clpstream.transfer.search import ANCHOR_BYTES, QUERY_BYTES, Queries, nearest
-from clpstream.transfer.weights import similarity, softmax, sparsemax
+from clpstream.transfer.weights import similarity, softmax, sparsemax, sparsemax_threshold
 
 WeightRule = Literal["softmax", "sparsemax", "similarity"]
+
+_WIDEST = 1024
+"""Neighbours up to which sparsemax searches; beyond, it scores all anchors."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,11 @@ class Knn:
         for block in blocks(missing, QUERY_BYTES):
             queries = Queries(wanted, np.arange(block.start, block.stop))
             lost[block] = ~queries.rows.any(axis=1)
-            parts.append(self._weigh(queries, units, k))
+            alive = np.flatnonzero(~lost[block])
+            counts = np.zeros(len(queries.rows), np.int64)
+            found, indices, values = self._weigh(queries.some(alive), units, k)
+            counts[alive] = found
+            parts.append((counts, indices, values))
         return PreparedKnn(SparseWeights(parts), lost, anchors.shape[0])
 
     def options(self) -> dict[str, Any]:
@@ -92,7 +99,7 @@ class Knn:
         found = min(4 * anchors * d_helper, ANCHOR_BYTES)
         return 3 * (queries + found) + 24 * missing * self.neighbors + 2 * BLOCK_BYTES
 
-    def _weigh(self, queries: Queries, anchors: Unit, k: int) -> tuple[Ids, Ids, Doubles]:
+    def _weigh(self, queries: Queries, anchors: Unit, k: int) -> Part:
         """A part for `SparseWeights`."""
         if self.weights == "sparsemax":
             return _sparsemax(queries, anchors, k)
@@ -123,34 +130,47 @@ class PreparedKnn:
         return [heaviest(*self._weights.of(row), top) for row in rows]
 
 
-def _sparsemax(queries: Queries, anchors: Unit, k: int) -> tuple[Ids, Ids, Doubles]:
-    """Search wider for the rows whose k nearest anchors can't yet tell what all anchors give.
+def _sparsemax(queries: Queries, anchors: Unit, k: int) -> Part:
+    """Search wider for the rows whose k nearest anchors can't yet tell what all anchors give."""
+    scores, ids = nearest(queries, anchors, k)
+    weights, exact = sparsemax(scores)
+    if k == anchors.shape[0]:
+        exact[:] = True
+    wider = np.flatnonzero(~exact)
+    if not len(wider):
+        return _nonzero(ids, weights)
+    k *= 4
+    if k <= min(_WIDEST, anchors.shape[0]):
+        found = _sparsemax(queries.some(wider), anchors, k)
+    else:
+        found = _sparsemax_of_all(queries.some(wider), anchors)
+    weights[wider] = 0
+    return _insert(_nonzero(ids, weights), wider, found)
 
-    In batches: k goes up to the number of anchors, and all it finds must fit into memory.
-    """
-    step = max(1, BLOCK_BYTES // (32 * k))
-    places = np.arange(len(queries.rows))
-    parts = [
-        _sparsemax_batch(queries.some(places[start : start + step]), anchors, k)
-        for start in range(0, len(places), step)
-    ]
+
+def _sparsemax_of_all(queries: Queries, anchors: Unit) -> Part:
+    """The same from the scores of all anchors, in batches that bound the memory."""
+    count = anchors.shape[0]
+    step = max(1, QUERY_BYTES // (16 * count))
+    parts = []
+    for start in range(0, len(queries.rows), step):
+        rows = queries.rows[start : start + step]
+        scores = np.hstack([rows @ anchors[block].T for block in blocks(anchors, ANCHOR_BYTES)])
+        weights = np.maximum(scores - sparsemax_threshold(scores)[:, None], 0)
+        parts.append(_nonzero(np.broadcast_to(np.arange(count), weights.shape), weights))
     counts, indices, values = (np.concatenate(part) for part in zip(*parts, strict=True))
     return counts, indices, values
 
 
-def _sparsemax_batch(queries: Queries, anchors: Unit, k: int) -> tuple[Ids, Ids, Doubles]:
-    scores, ids = nearest(queries, anchors, k)
-    weights, exact = sparsemax(scores)
-    some = weights > 0
-    indices = [row[mask] for row, mask in zip(ids, some, strict=True)]
-    values = [row[mask] for row, mask in zip(weights, some, strict=True)]
-    wider = np.flatnonzero(~exact)
-    if len(wider) and k < anchors.shape[0]:
-        counts, more, weighed = _sparsemax(
-            queries.some(wider), anchors, min(4 * k, anchors.shape[0])
-        )
-        ends = np.cumsum(counts)[:-1]
-        for row, i, v in zip(wider, np.split(more, ends), np.split(weighed, ends), strict=True):
-            indices[row], values[row] = i, v
-    counts = np.array([len(row) for row in indices], np.int64)
-    return counts, np.concatenate(indices), np.concatenate(values)
+def _nonzero(ids: Ids, weights: npt.NDArray[Any]) -> Part:
+    there = weights > 0
+    return there.sum(axis=1), ids[there], weights[there].astype(np.float64)
+
+
+def _insert(part: Part, rows: Ids, found: Part) -> Part:
+    """`part`, whose `rows` are empty, with `found` in their place."""
+    counts, indices, values = part
+    at = np.repeat((np.cumsum(counts) - counts)[rows], found[0])
+    counts = counts.copy()
+    counts[rows] = found[0]
+    return counts, np.insert(indices, at, found[1]), np.insert(values, at, found[2])

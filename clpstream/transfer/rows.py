@@ -55,10 +55,9 @@ class Selected:
 
 
 class Unit:
-    """Rows, less `center`, divided by their L2 norm; a row that is (almost) `center` becomes 0.
+    """Rows, less `center`, divided by their L2 norm; 0 for a row without a direction.
 
-    "Almost" is 1e-6 of the row's own norm: what is left of it then is rounding, without a
-    direction.
+    That is one of zeros, and one that is `center` but for 1e-6 of its norm: the rest is rounding.
     """
 
     def __init__(self, rows: Rows, center: Doubles | None) -> None:
@@ -70,7 +69,8 @@ class Unit:
         rows = np.array(self._rows[index], np.float32)
         least: Any = np.finfo(np.float32).tiny
         if self._center is not None:
-            least = least + 1e-6 * _norms(rows)
+            own = _norms(rows)
+            least = np.where(own > least, least + 1e-6 * own, np.inf)
             # in float64, since little may be left of two large numbers
             np.subtract(rows, self._center, out=rows, dtype=np.float64, casting="same_kind")
         norms = _norms(rows)

@@ -46,3 +46,19 @@ def sparsemax(scores: Scores) -> tuple[Doubles, npt.NDArray[np.bool_]]:
     support = (1 + ranks * exact > sums).sum(axis=1)
     threshold = (np.take_along_axis(sums, support[:, None] - 1, axis=1)[:, 0] - 1) / support
     return np.maximum(exact - threshold[:, None], 0), exact[:, -1] <= threshold
+
+
+def sparsemax_threshold(scores: Scores) -> Doubles:
+    """What sparsemax subtracts from the scores (n, k), in any order: (n,).
+
+    By the fixed point tau = (sum of the scores above tau - 1) / their number, from below (Michelot
+    1986), which needs no sorting.
+    """
+    threshold: Doubles = (scores.sum(axis=1, dtype=np.float64) - 1) / scores.shape[1]
+    while True:
+        above = scores > threshold[:, None]
+        sums = np.where(above, scores, 0).sum(axis=1, dtype=np.float64)
+        better = (sums - 1) / above.sum(axis=1)
+        if (better <= threshold).all():
+            return threshold
+        threshold = np.maximum(threshold, better)
