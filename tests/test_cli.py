@@ -190,6 +190,16 @@ def test_an_error_is_one_line_whatever_the_names(pair):
     assert "a\\nb\\x1b[31m" in done.stderr
 
 
+@pytest.mark.parametrize("weights", ["softmax", "similarity"])
+def test_the_bytes_of_knn_do_not_depend_on_the_number_of_threads(tmp_path, weights):
+    outputs = []
+    for count in ("1", "2", "3"):
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), count)
+        assert run("demo", tmp_path / count, "-q", "--weights", weights, **threads).returncode == 0
+        outputs.append({p.name: p.read_bytes() for p in (tmp_path / count).iterdir()})
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
 def test_version_and_help():
     assert run("--version").stdout.strip() == f"clpstream, version {clpstream.__version__}"
     for arguments in (["-h"], ["convert", "-h"], ["demo", "--help"]):

@@ -170,6 +170,13 @@ def test_float64_arrays_give_the_same_rows(method):
     assert relative_error(made, expected).max() < 1e-5
 
 
+def test_a_low_temperature_keeps_the_precision():
+    anchors, missing, source = helper_and_source()
+    made = Knn(temperature=0.01).prepare(anchors, missing).rows(source)[:]
+    expected = knn_reference(anchors, missing, source, 10, "softmax", 0.01, True)
+    assert relative_error(made, expected).max() < 1e-5
+
+
 @pytest.mark.parametrize("method", [Clp(), Knn()], ids=str)
 def test_arrays_that_do_not_fit_are_refused(method):
     anchors, missing, source = helper_and_source()
