@@ -148,7 +148,11 @@ def make_plan(
         shards=plan_shards(big, {tensor.name for tensor in tensors}, new.size),
         written=written,
         copied_files=files,
-        warnings=(*_warnings(big, small, old, new, tensors, tied, source_rows, match_by), *notes),
+        warnings=(
+            *_vocabulary_warnings(old, new, source_rows, match_by),
+            *_model_warnings(big, small, tensors, tied, new.size),
+            *notes,
+        ),
     )
 
 
@@ -194,16 +198,10 @@ def _json_files(
     return files, retarget.warnings
 
 
-def _warnings(
-    source: Checkpoint,
-    helper: Checkpoint,
-    old: Vocabulary,
-    new: Vocabulary,
-    tensors: tuple[VocabularyTensor, ...],
-    tied: bool,
-    source_rows: int,
-    match_by: Match,
+def _vocabulary_warnings(
+    old: Vocabulary, new: Vocabulary, source_rows: int, match_by: Match
 ) -> list[str]:
+    """What is odd about the two vocabularies and how their special tokens match."""
     warnings = []
     if old.size > source_rows:
         warnings.append(
@@ -215,13 +213,6 @@ def _warnings(
             f"{new.path}: the {role} token {piece!r} of tokenizer_config.json is not in the "
             "tokenizer; transformers gives it an id without a row"
         )
-    model_type = source.config.get("model_type")
-    if model_type in _OWN_TOKENIZER and model_type != helper.config.get("model_type"):
-        warnings.append(
-            f"transformers 5's AutoTokenizer takes the tokenizer class of a {model_type} from its "
-            "type and may split text wrongly; load the target's tokenizer with "
-            "PreTrainedTokenizerFast.from_pretrained"
-        )
     for token in dict.fromkeys(new.roles.values()) if match_by == "bytes" else ():
         named = [role for role, own in new.roles.items() if own == token and role in old.roles]
         if len({old.roles[role] for role in named}) > 1:
@@ -229,20 +220,39 @@ def _warnings(
                 f"{new.describe(token)} is {' and '.join(named)} in the target, which are several "
                 f"tokens in the source; it has the row of {old.describe(old.roles[named[0]])}"
             )
-    passing = [span for span in source.tensors if span.name not in {t.name for t in tensors}]
-    for span in passing:
-        if vocabulary_role(span.name) and span.shape[:1] not in ((), (new.size,)):
+    return warnings
+
+
+def _model_warnings(
+    source: Checkpoint,
+    helper: Checkpoint,
+    tensors: tuple[VocabularyTensor, ...],
+    tied: bool,
+    rows: int,
+) -> list[str]:
+    """What may surprise when the target is loaded."""
+    warnings = []
+    model_type = source.config.get("model_type")
+    if model_type in _OWN_TOKENIZER and model_type != helper.config.get("model_type"):
+        warnings.append(
+            f"transformers 5's AutoTokenizer takes the tokenizer class of a {model_type} from its "
+            "type and may split text wrongly; load the target's tokenizer with "
+            "PreTrainedTokenizerFast.from_pretrained"
+        )
+    rewritten = {tensor.name for tensor in tensors}
+    for span in source.tensors:
+        passes = span.name not in rewritten and vocabulary_role(span.name) is not None
+        if passes and span.shape[:1] not in ((), (rows,)):
             warnings.append(
-                f"{span.name} passes through with {span.shape[0]} rows, and the target has "
-                f"{new.size}: it may not load"
+                f"{span.name} passes through with {span.shape[0]} rows, and the target has {rows}: "
+                "it may not load"
             )
-    has_head = any(tensor.role == "output head" for tensor in tensors)
     flag = source.config.get("tie_word_embeddings")
     if flag is True and not tied:
         warnings.append(
             "config.json says tie_word_embeddings, but the source's head differs from its input "
             "embeddings: each got rows of its own"
         )
-    if flag is False and not has_head:
+    if flag is False and not any(tensor.role == "output head" for tensor in tensors):
         warnings.append("config.json says that there is an output head, but no shard has one")
     return warnings
