@@ -282,3 +282,7 @@ def _print(text: str, err: bool = False) -> None:
         click.echo(text, err=err)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), (sys.stderr if err else sys.stdout).fileno())
+    except OSError as error:
+        raise ClpstreamError(
+            f"the work is done, but its result can't be printed: {error.strerror}"
+        ) from None

@@ -157,6 +157,18 @@ def test_a_reader_who_has_seen_enough_is_no_failure(pair):
     assert (pair.output / "config.json").exists()
 
 
+def test_peak_memory_is_that_of_the_run_and_not_of_who_started_it(tmp_path):
+    code = (
+        "import subprocess, sys; held = bytearray(600 << 20)\n"
+        "command = [sys.executable, '-m', 'clpstream', 'demo', sys.argv[1], '-q', '--json']\n"
+        "print(subprocess.run(command, capture_output=True, text=True, check=True).stdout)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "out"], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["peak_memory"] < 500 << 20
+
+
 def test_without_a_stderr_it_works_in_silence(pair):
     code = "import os, sys; os.close(2); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     command = [sys.executable, "-c", code, "-m", "clpstream", "convert", *map(str, pair)]

@@ -251,6 +251,33 @@ def test_a_table_in_one_layer_only_is_not_taken_for_the_body(tmp_path):
         clpstream.convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target")
 
 
+@pytest.mark.parametrize(
+    "name", ["value_embeds.{}.weight", "medusa_head.{}.1.weight", "lm_heads.{}.weight"]
+)
+def test_numbered_tables_outside_layers_are_not_taken_for_the_body(tmp_path, name):
+    rows = write_source(tmp_path / "source", "gpt2")
+    write_helper(tmp_path / "helper")
+    tensors = read_tensors(tmp_path / "source")
+    tensors |= {name.format(n): random_rows(len(rows), 16, n) for n in range(3)}
+    write_checkpoint(tmp_path / "source", tensors, {"model_type": "gpt2"})
+    with pytest.raises(clpstream.CheckpointError, match=r"0\.(1\.)?weight.*--vocab-tensor"):
+        clpstream.convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target")
+
+
+def test_a_layer_that_is_like_no_other_is_the_body_all_the_same(tmp_path):
+    """One layer only; a first layer that is dense where the others have experts."""
+    rows = write_source(tmp_path / "source", "gpt2")
+    write_helper(tmp_path / "helper")
+    tensors = read_tensors(tmp_path / "source")
+    tensors["model.layers.0.mlp.up_proj.weight"] = random_rows(len(rows), 16, 7)
+    tensors["model.layers.0.self_attn.q_proj.weight"] = random_rows(len(rows), 16, 8)
+    for expert in range(3):
+        tensors[f"model.layers.1.mlp.experts.{expert}.w"] = random_rows(4, 16, expert)
+    write_checkpoint(tmp_path / "source", tensors, {"model_type": "gpt2"})
+    clpstream.convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target")
+    assert len(read_tensors(tmp_path / "target")["model.layers.0.mlp.up_proj.weight"]) == len(rows)
+
+
 def test_a_vocabulary_tensor_that_passes_through_all_the_same_is_warned_about(pair):
     words = [*TARGET_WORDS, "new"]
     write_helper(pair.helper, words)

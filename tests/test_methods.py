@@ -245,6 +245,25 @@ def test_the_neighbours_are_exact_where_float32_can_not_tell_them_apart(d):
     assert np.array_equal(np.sort(ids, axis=1), np.sort(expected, axis=1))
 
 
+def test_of_many_equal_anchors_the_lowest_ids_are_taken():
+    """As unused tokens have them, which two models may share by the hundred."""
+    generator = np.random.default_rng(1)
+    anchors = generator.standard_normal((3000, 64)).astype(np.float32)
+    same = np.sort(generator.choice(3000, 300, replace=False))
+    anchors[same] = anchors[same[0]]
+    missing = anchors[same[0]] + 0.3 * generator.standard_normal((500, 64)).astype(np.float32)
+    prepared = Knn(center=False).prepare(anchors, missing)
+    for indices, _ in prepared.nearest(range(500), 10):
+        assert sorted(indices) == same[:10].tolist()
+
+
+def test_sparsemax_refuses_what_it_can_not_keep(monkeypatch):
+    anchors, missing, _ = helper_and_source()
+    monkeypatch.setattr("clpstream.transfer.knn._MOST_WEIGHTS", 500)
+    with pytest.raises(TransferError, match="almost parallel"):
+        Knn(weights="sparsemax").prepare(anchors, missing)
+
+
 @pytest.mark.parametrize(
     ("parameters", "name"),
     [

@@ -29,3 +29,9 @@ NEVER_VOCABULARY: tuple[str, ...] = (
     "token_type_embeddings.weight",  # bert
 )
 """Tables indexed by something else, whose length may equal the vocabulary's by accident."""
+
+LAYER_STEMS = ("layer", "layers", "h", "block", "blocks", "stages")
+"""What stands before a layer's number; other numbered things may well be indexed by token id."""
+
+LAYER_PARTS = ("attn", "attention", "mlp", "ffn", "feed_forward", "expert", "norm", "ln_", "mixer")
+"""What names of weights inside a layer have in them."""

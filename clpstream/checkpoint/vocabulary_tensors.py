@@ -12,12 +12,19 @@ import numpy as np
 
 from clpstream.checkpoint.directory import Checkpoint
 from clpstream.checkpoint.dtypes import FLOATS
-from clpstream.checkpoint.names import NEVER_VOCABULARY, VOCABULARY_NAMES, Role
+from clpstream.checkpoint.names import (
+    LAYER_PARTS,
+    LAYER_STEMS,
+    NEVER_VOCABULARY,
+    VOCABULARY_NAMES,
+    Role,
+)
 from clpstream.checkpoint.rows import TensorRows
 from clpstream.checkpoint.safetensors_file import TensorSpan
 from clpstream.errors import CheckpointError
 
 _NUMBER = re.compile(r"\.\d+\.")
+_LAYER = re.compile(rf"(?:^|\.)(?:{'|'.join(LAYER_STEMS)})\.\d+\.")
 _COMPARED_BYTES = 32 << 20
 
 
@@ -78,9 +85,11 @@ def find_vocabulary_tensors(
                 f"and '{embeddings.name}' has {embeddings.rows}; decide with --pass-through "
                 f"{tensor.name}"
             )
-    if embeddings.width not in lengths:  # else a length says nothing
-        explained = {t.name for t in found} | set(pass_through)
-        _sweep([span for span in checkpoint.tensors if span.name not in explained], lengths)
+    explained = {t.name for t in found} | set(pass_through)
+    unexplained = [span for span in checkpoint.tensors if span.name not in explained]
+    if embeddings.width in lengths:  # then a length says nothing, but for tables' first axis
+        unexplained = [s for s in unexplained if len(s.shape) > 1 and s.shape[0] in lengths]
+    _sweep(unexplained, lengths)
     return found
 
 
@@ -146,9 +155,10 @@ def _matches(name: str, entry: str) -> bool:
 def _sweep(spans: list[TensorSpan], lengths: set[int]) -> None:
     """Refuse a tensor that nothing explains and that may be indexed by token id."""
     kinds = Counter(_kind(span) for span in spans)
-    has_layers = any(count > 1 for count in kinds.values())
     for span in spans:
-        in_a_layer = _NUMBER.search(span.name) and (kinds[_kind(span)] > 1 or not has_layers)
+        in_a_layer = _LAYER.search(span.name) and (
+            kinds[_kind(span)] > 1 or any(part in span.name for part in LAYER_PARTS)
+        )
         if (
             lengths.isdisjoint(span.shape)
             or in_a_layer

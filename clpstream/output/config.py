@@ -119,12 +119,14 @@ class Retarget:
         kept = [self.targets_of[value][0] for value in values if value in self.targets_of]
         if role is not None and role in self.roles:
             kept.insert(0, self.roles[role])
+        kept = list(dict.fromkeys(kept))
         lost = [value for value in values if value not in self.targets_of]
         if lost:
             self.warnings.append(
-                f"{where}: dropped {lost}: not in the target vocabulary, kept {kept}"
+                f"{where}: the source's tokens {lost} are not in the target vocabulary and were "
+                f"dropped; it is {kept} now"
             )
-        return list(dict.fromkeys(kept))
+        return kept
 
     def _every_stop(self, old: Any, new: Any, where: str) -> Any:
         """All tokens that have the row of a stop token stop: their logits are equal."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from clpstream.transfer.rows import BLOCK_BYTES, Doubles, Floats, Ids, Rows, bounds
 
@@ -13,7 +14,7 @@ _SUMMED_AT_ONCE = 512
 """Anchors' rows of one sum: few enough to stay in a processor's cache."""
 
 
-Part = tuple[Ids, Ids, Doubles]
+Part = tuple[Ids, npt.NDArray[Any], npt.NDArray[Any]]
 """Of consecutive missing rows: how many anchors each has, their indices row after row, weights."""
 
 

@@ -28,6 +28,8 @@ from clpstream.transfer.weights import similarity, softmax, sparsemax, sparsemax
 
 WeightRule = Literal["softmax", "sparsemax", "similarity"]
 
+_MOST_WEIGHTS = 1 << 26
+"""Half a gigabyte of weights. Only sparsemax can exceed it, where all cosines are close to 1."""
 _WIDEST = 1024
 """Neighbours up to which sparsemax searches; beyond, it scores all anchors."""
 
@@ -74,7 +76,7 @@ class Knn:
         center = mean(anchors) if self.center else None
         units, wanted = Unit(anchors, center), Unit(missing, center)
         k = min(self.neighbors, anchors.shape[0])
-        parts = []
+        parts, stored = [], 0
         lost = np.zeros(missing.shape[0], bool)
         for block in blocks(missing, QUERY_BYTES):
             queries = Queries(wanted, np.arange(block.start, block.stop))
@@ -83,7 +85,13 @@ class Knn:
             counts = np.zeros(len(queries.rows), np.int64)
             found, indices, values = self._weigh(queries.some(alive), units, k)
             counts[alive] = found
-            parts.append((counts, indices, values))
+            parts.append((counts, indices.astype(np.int32), values.astype(np.float32)))
+            stored += len(indices)
+            if stored > _MOST_WEIGHTS:
+                raise TransferError(
+                    f"{self.weights} gives over {_MOST_WEIGHTS:,} weights, too many to keep: the "
+                    "helper's rows are almost parallel; try --center or --weights softmax"
+                )
         return PreparedKnn(SparseWeights(parts), lost, anchors.shape[0])
 
     def options(self) -> dict[str, Any]:
@@ -97,7 +105,11 @@ class Knn:
         """See `Method.working_bytes`."""
         queries = min(4 * missing * d_helper, QUERY_BYTES)
         found = min(4 * anchors * d_helper, ANCHOR_BYTES)
-        return 3 * (queries + found) + 24 * missing * self.neighbors + 2 * BLOCK_BYTES
+        return 3 * (queries + found) + 16 * missing * self._typical_anchors + 2 * BLOCK_BYTES
+
+    @property
+    def _typical_anchors(self) -> int:
+        return max(self.neighbors, 64) if self.weights == "sparsemax" else self.neighbors
 
     def _weigh(self, queries: Queries, anchors: Unit, k: int) -> Part:
         """A part for `SparseWeights`."""

@@ -11,8 +11,8 @@ ANCHOR_BYTES = 16 << 20
 
 _RESOLUTION = 2e-6
 """Scores of unit rows that are closer than this may come out of float32 in either order."""
-_RIVALS = 16
-"""How many anchors beyond the k-th are compared in float64 where the k-th place is unclear."""
+_MOST_RIVALS = 1024
+"""How many anchors beyond the k-th may be compared in float64 where the k-th place is unclear."""
 
 
 class Queries:
@@ -36,19 +36,34 @@ def nearest(queries: Queries, anchors: Unit, k: int) -> tuple[Doubles, Ids]:
     """For each query, the k nearest anchors: scores (n, k) in falling order, and ids (n, k).
 
     The search is exact, by FAISS in float32. Where the next anchor scores as high as the k-th
-    within float32's rounding, float64 decides among the k + 16 best, and the lower id where that is
-    equal too: the neighbours are those of the formula, whatever the blocks. `k` is at most the
-    number of anchors, which is at least 1.
+    within float32's rounding, float64 decides, and the lower id where that is equal too: the
+    neighbours are those of the formula, whatever the blocks and the threads, unless over a thousand
+    anchors score the same. `k` is at most the number of anchors, which is at least 1.
     """
-    scores, ids = _search(queries.rows, anchors, min(k + 1, anchors.shape[0]))
-    if ids.shape[1] > k:
-        unclear = np.flatnonzero(scores[:, k - 1] - scores[:, k] < _RESOLUTION)
-        if len(unclear):
-            rivals = queries.some(unclear)
-            found = _search(rivals.rows, anchors, min(k + _RIVALS, anchors.shape[0]))
-            best = _order(rivals, anchors, found[1])[:, :k]
-            ids[unclear, :k] = np.take_along_axis(found[1], best, axis=1)
-    return _sorted(_cosines(queries.rows, anchors, ids[:, :k]), ids[:, :k])
+    ids = _nearest(queries, anchors, k, rivals=1)
+    scores = _cosines(queries.rows, anchors, ids)
+    order = np.lexsort((ids, -scores))
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
+
+
+def _nearest(queries: Queries, anchors: Unit, k: int, rivals: int) -> Ids:
+    """The k nearest anchors (n, k), in any order, from the k + `rivals` best or more."""
+    count = min(k + rivals, anchors.shape[0])
+    scores, ids = _search(queries.rows, anchors, count)
+    if count == k:
+        return ids
+    first = scores[:, k - 1]
+    unclear = first - scores[:, k] < _RESOLUTION
+    wide_enough = (first - scores[:, -1] >= _RESOLUTION) | (count == anchors.shape[0])
+    if rivals >= _MOST_RIVALS:
+        wide_enough[:] = True
+    here, wider = np.flatnonzero(unclear & wide_enough), np.flatnonzero(unclear & ~wide_enough)
+    if len(here):
+        best = _order(queries.some(here), anchors, ids[here])[:, :k]
+        ids[here, :k] = np.take_along_axis(ids[here], best, axis=1)
+    if len(wider):
+        ids[wider, :k] = _nearest(queries.some(wider), anchors, k, min(16 * rivals, _MOST_RIVALS))
+    return ids[:, :k]
 
 
 def _cosines(queries: Floats, anchors: Unit, ids: Ids) -> Doubles:
@@ -69,11 +84,6 @@ def _cosines(queries: Floats, anchors: Unit, ids: Ids) -> Doubles:
             found = rows[ids[line, place] - block.start]
             scores[line, place] = np.einsum("nd,nd->n", queries[line], found, dtype=np.float64)
     return scores
-
-
-def _sorted(scores: Doubles, ids: Ids) -> tuple[Doubles, Ids]:
-    order = np.lexsort((ids, -scores))
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
 
 
 def _search(queries: Floats, anchors: Unit, k: int) -> tuple[Floats, Ids]:
