@@ -28,8 +28,8 @@ from clpstream.transfer.weights import similarity, softmax, sparsemax, sparsemax
 
 WeightRule = Literal["softmax", "sparsemax", "similarity"]
 
-_MOST_WEIGHTS = 1 << 26
-"""Half a gigabyte of weights. Only sparsemax can exceed it, where all cosines are close to 1."""
+_MOST_WEIGHTS = 1 << 24
+"""Only sparsemax can exceed it, where all cosines are close to 1."""
 _WIDEST = 1024
 """Neighbours up to which sparsemax searches; beyond, it scores all anchors."""
 
@@ -76,7 +76,7 @@ class Knn:
         center = mean(anchors) if self.center else None
         units, wanted = Unit(anchors, center), Unit(missing, center)
         k = min(self.neighbors, anchors.shape[0])
-        parts, stored = [], 0
+        parts, kept = [], 0
         lost = np.zeros(missing.shape[0], bool)
         for block in blocks(missing, QUERY_BYTES):
             queries = Queries(wanted, np.arange(block.start, block.stop))
@@ -86,12 +86,8 @@ class Knn:
             found, indices, values = self._weigh(queries.some(alive), units, k)
             counts[alive] = found
             parts.append((counts, indices.astype(np.int32), values.astype(np.float32)))
-            stored += len(indices)
-            if stored > _MOST_WEIGHTS:
-                raise TransferError(
-                    f"{self.weights} gives over {_MOST_WEIGHTS:,} weights, too many to keep: the "
-                    "helper's rows are almost parallel; try --center or --weights softmax"
-                )
+            kept += len(indices)
+            _check_kept(kept)
         return PreparedKnn(SparseWeights(parts), lost, anchors.shape[0])
 
     def options(self) -> dict[str, Any]:
@@ -164,19 +160,29 @@ def _sparsemax_of_all(queries: Queries, anchors: Unit) -> Part:
     """The same from the scores of all anchors, in batches that bound the memory."""
     count = anchors.shape[0]
     step = max(1, QUERY_BYTES // (16 * count))
-    parts = []
+    parts, kept = [], 0
     for start in range(0, len(queries.rows), step):
         rows = queries.rows[start : start + step]
         scores = np.hstack([rows @ anchors[block].T for block in blocks(anchors, ANCHOR_BYTES)])
         weights = np.maximum(scores - sparsemax_threshold(scores)[:, None], 0)
         parts.append(_nonzero(np.broadcast_to(np.arange(count), weights.shape), weights))
+        kept += len(parts[-1][1])
+        _check_kept(kept)
     counts, indices, values = (np.concatenate(part) for part in zip(*parts, strict=True))
     return counts, indices, values
 
 
 def _nonzero(ids: Ids, weights: npt.NDArray[Any]) -> Part:
     there = weights > 0
-    return there.sum(axis=1), ids[there], weights[there].astype(np.float64)
+    return there.sum(axis=1), ids[there].astype(np.int32), weights[there].astype(np.float32)
+
+
+def _check_kept(count: int) -> None:
+    if count > _MOST_WEIGHTS:
+        raise TransferError(
+            f"sparsemax gives over {_MOST_WEIGHTS:,} weights, too many to keep: the helper's rows "
+            "are almost parallel; try --center or --weights softmax"
+        )
 
 
 def _insert(part: Part, rows: Ids, found: Part) -> Part:
