@@ -29,7 +29,7 @@ from clpstream.transfer.weights import similarity, softmax, sparsemax, sparsemax
 WeightRule = Literal["softmax", "sparsemax", "similarity"]
 
 _MOST_WEIGHTS = 1 << 24
-"""Only sparsemax can exceed it, where all cosines are close to 1."""
+"""Of sparsemax, which gives that many where all cosines are close to 1."""
 _WIDEST = 1024
 """Neighbours up to which sparsemax searches; beyond, it scores all anchors."""
 
@@ -52,7 +52,8 @@ class Knn:
         1702.01417).
 
     A token whose helper row has no direction (it is zero, or the mean itself) gets the mean of
-    all anchors. Raises TransferError for parameters out of range.
+    all anchors. Raises TransferError for parameters out of range, and in `prepare` if sparsemax
+    gives more weights than fit into memory.
     """
 
     neighbors: int = 10
@@ -87,7 +88,8 @@ class Knn:
             counts[alive] = found
             parts.append((counts, indices.astype(np.int32), values.astype(np.float32)))
             kept += len(indices)
-            _check_kept(kept)
+            if self.weights == "sparsemax":  # how many it gives is known only now
+                _check_kept(kept)
         return PreparedKnn(SparseWeights(parts), lost, anchors.shape[0])
 
     def options(self) -> dict[str, Any]:
