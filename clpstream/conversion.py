@@ -106,8 +106,9 @@ def convert(
     check_place(output, [plan.source.directory, plan.helper.directory], overwrite)
     memory = peak_memory() + plan.working_bytes
     free = free_bytes(output)
-    report = make_report(plan)
-    if not dry_run:
+    if dry_run:
+        report = make_report(plan)
+    else:
         check_space(output, plan.bytes_to_write, free)
         try:
             with staged(output, overwrite) as stage:
