@@ -31,8 +31,8 @@ _EXAMPLES, _ANCHORS_SHOWN, _TOKENS_NAMED = 12, 4, 10
 def make_report(plan: Plan, prepared: Prepared | None = None) -> Report:
     """What clpstream.json holds; without `prepared`, what a dry run can know of it."""
     guarded = {} if prepared is None else prepared.guarded
-    names = {tensor.name for tensor in plan.tensors}
-    passing = [span for span in plan.source.tensors if span.name not in names]
+    rewritten = plan.vocabulary_names
+    passing = [span for span in plan.source.tensors if span.name not in rewritten]
     return Report(
         versions=versions(),
         options=plan.options,

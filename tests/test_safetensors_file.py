@@ -154,6 +154,23 @@ def test_tensors_come_in_the_order_of_their_data(tmp_path: Path) -> None:
 
 # --- what the writer writes
 
+Described = dict[str, tuple[str, tuple[int, ...], bytes]]
+
+
+def list_sizes(tensors: Described) -> list[tuple[str, str, tuple[int, ...], int]]:
+    """Tensors as header_bytes wants them."""
+    return [(name, dtype, shape, len(data)) for name, (dtype, shape, data) in tensors.items()]
+
+
+def write_with_header_bytes(
+    path: Path, tensors: Described, metadata: dict[str, str] | None
+) -> list[tuple[str, str, tuple[int, ...], int]]:
+    """A file with the header under test; what it was given is returned."""
+    listed = list_sizes(tensors)
+    data = b"".join(data for _, _, data in tensors.values())
+    path.write_bytes(header_bytes(listed, metadata) + data)
+    return listed
+
 
 @ONE_DIRECTORY
 @given(tensors=st.dictionaries(NAMES, described(), max_size=6), metadata=METADATA)
@@ -164,9 +181,7 @@ def test_written_headers_open_in_the_library(
 ) -> None:
     """header_bytes and the data after it are a file with just these tensors and this metadata."""
     path = tmp_path / "model.safetensors"
-    listed = [(name, dtype, shape, len(data)) for name, (dtype, shape, data) in tensors.items()]
-    header = header_bytes(listed, metadata)
-    path.write_bytes(header + b"".join(data for _, _, data in tensors.values()))
+    write_with_header_bytes(path, tensors, metadata)
 
     assert library_refuses(path) is None
     library = {
@@ -183,8 +198,7 @@ def test_data_starts_at_a_multiple_of_eight(
     tensors: dict[str, tuple[str, tuple[int, ...], bytes]], metadata: dict[str, str] | None
 ) -> None:
     """As the library aligns it, so that readers may map tensors without a copy."""
-    listed = [(name, dtype, shape, len(data)) for name, (dtype, shape, data) in tensors.items()]
-    assert len(header_bytes(listed, metadata)) % 8 == 0
+    assert len(header_bytes(list_sizes(tensors), metadata)) % 8 == 0
 
 
 @ONE_DIRECTORY
@@ -196,16 +210,14 @@ def test_what_is_written_is_read_back(
 ) -> None:
     """read_shard undoes header_bytes: same tensors in the same order, same metadata."""
     path = tmp_path / "model.safetensors"
-    listed = [(name, dtype, shape, len(data)) for name, (dtype, shape, data) in tensors.items()]
-    header = header_bytes(listed, metadata)
-    path.write_bytes(header + b"".join(data for _, _, data in tensors.values()))
+    listed = write_with_header_bytes(path, tensors, metadata)
     shard = read_shard(path)
     spans = {s.name: (s.dtype, s.shape, s.length) for s in shard.tensors}
     assert spans == {name: (dtype, shape, size) for name, dtype, shape, size in listed}
     placed = [name for name, _, _, size in listed if size]
     assert [span.name for span in shard.tensors if span.length] == placed
     assert shard.metadata == metadata
-    assert shard.data_start == len(header)
+    assert shard.data_start == len(header_bytes(listed, metadata))
 
 
 # --- damaged files: refused where the library refuses

@@ -83,17 +83,17 @@ def _shard_names(directory: Path, index: dict[str, Any]) -> list[str]:
         )
     if not isinstance(index.get("metadata", {}), dict):
         raise CheckpointError(f"{where}: its metadata is not an object; download it again")
-    names = []
+    names: dict[str, None] = {}  # a large model has a hundred thousand tensors in few shards
     for name in weight_map.values():
+        if isinstance(name, str) and name in names:
+            continue
         plain = isinstance(name, str) and Path(name).name == name
         if not plain or not name.endswith(".safetensors"):
             raise CheckpointError(
                 f"{where}: it names {name!r}, which is not a safetensors file in {directory}; use "
                 "an index that belongs to its shards"
             )
-        if name not in names:
-            names.append(name)
-    for name in names:
+        names[name] = None
         if not (directory / name).is_file():
             raise CheckpointError(
                 f"{where}: it names {name}, which is not in {directory}; download the missing shard"

@@ -54,7 +54,11 @@ class TensorRows:
 
         Raises IndexError for a row that is not there.
         """
-        runs = _runs(np.arange(self.shape[0])[index])
+        if isinstance(index, slice):
+            ids = np.arange(*index.indices(self.shape[0]))
+        else:
+            ids = np.arange(self.shape[0])[index]
+        runs = _runs(ids)
         count = sum(stop - start for start, stop in runs)
         out = np.empty((count, self.shape[1]), f"<u{self._dtype.itemsize}")
         row_bytes, place = out.itemsize * self.shape[1], 0

@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from clpstream.vocabulary import ROLES
+
 _TOKEN_KEY = re.compile(r"(?:(?P<role>\w+)_)?token_(?:id|ids|index)")
 _SIZE_KEYS = ("vocab_size", "padded_vocab_size")
 _LISTS = ("suppress_tokens", "begin_suppress_tokens")
@@ -107,7 +109,7 @@ class Retarget:
             return self.roles[role]
         if value in self.targets_of:
             return self.targets_of[value][0]
-        if role in ("bos", "eos", "pad", "unk", "cls", "sep", "mask"):
+        if role in ROLES:
             self.warnings.append(f"{where}: the target tokenizer has no {role} token: null")
             return None
         self.warnings.append(

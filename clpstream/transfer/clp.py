@@ -48,7 +48,7 @@ class Clp:
     def prepare(self, anchors: Rows, missing: Rows) -> PreparedClp:
         """See `Method.prepare`."""
         check_shapes(anchors, missing)
-        return PreparedClp(Unit(anchors, None), Unit(missing, None))
+        return PreparedClp(anchors, missing)
 
     def options(self) -> dict[str, Any]:
         """See `Method.options`."""
@@ -62,15 +62,15 @@ class Clp:
 class PreparedClp:
     """See `Prepared`. Keeps one number per missing token; rows are read again when made."""
 
-    def __init__(self, anchors: Unit, missing: Unit) -> None:
-        self._anchors = anchors
-        self._missing = missing
-        total = mean(anchors) * anchors.shape[0]
-        sample = anchors[np.linspace(0, anchors.shape[0] - 1, _SAMPLE).astype(np.int64)]
+    def __init__(self, anchors: Rows, missing: Rows) -> None:
+        self._anchors = Unit(anchors, None)
+        self._missing = Unit(missing, None)
+        total = mean(self._anchors) * anchors.shape[0]
+        sample = self._anchors[np.linspace(0, anchors.shape[0] - 1, _SAMPLE).astype(np.int64)]
         self._denominators = np.empty(missing.shape[0])
         condition = np.empty(missing.shape[0])
         for block in blocks(missing):
-            rows = missing[block]
+            rows = self._missing[block]
             spread = np.sqrt(np.square(rows @ sample.T).mean(axis=1, dtype=np.float64))
             self._denominators[block] = rows.astype(np.float64) @ total
             condition[block] = self._denominators[block] / np.maximum(

@@ -18,17 +18,20 @@ Part = tuple[Ids, npt.NDArray[Any], npt.NDArray[Any]]
 """Of consecutive missing rows: how many anchors each has, their indices row after row, weights."""
 
 
+def compact(counts: Ids, indices: npt.NDArray[Any], values: npt.NDArray[Any]) -> Part:
+    """A part in as little memory as it is kept in: int32 indices, float32 weights."""
+    return counts, indices.astype(np.int32, copy=False), values.astype(np.float32, copy=False)
+
+
 class SparseWeights:
     """Weights of the anchors for each missing row, kept as compressed sparse rows."""
 
     def __init__(self, parts: Sequence[Part]) -> None:
-        """The parts one after the other. No anchor comes twice in a row; a row may have none."""
-        counts = [np.empty(0, np.int64), *(part[0] for part in parts)]
-        indices = [np.empty(0, np.int64), *(part[1] for part in parts)]
-        values = [np.empty(0, np.float64), *(part[2] for part in parts)]
+        """Compact parts, in order. No anchor comes twice in a row; a row may have none."""
+        counts = [part[0] for part in parts]
         self._starts = np.cumsum(np.concatenate([[0], *counts]), dtype=np.int64)
-        self._indices = np.concatenate(indices, dtype=np.int32, casting="same_kind")
-        self._values = np.concatenate(values, dtype=np.float32, casting="same_kind")
+        self._indices = np.concatenate([np.empty(0, np.int32), *(part[1] for part in parts)])
+        self._values = np.concatenate([np.empty(0, np.float32), *(part[2] for part in parts)])
 
     def __len__(self) -> int:
         return len(self._starts) - 1

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clpstream.errors import TransferError
-from clpstream.transfer.combination import Combined, Part, SparseWeights
+from clpstream.transfer.combination import Combined, Part, SparseWeights, compact
 from clpstream.transfer.method import WithMean, heaviest
 from clpstream.transfer.rows import (
     BLOCK_BYTES,
@@ -86,7 +86,7 @@ class Knn:
             counts = np.zeros(len(queries.rows), np.int64)
             found, indices, values = self._weigh(queries.some(alive), units, k)
             counts[alive] = found
-            parts.append((counts, indices.astype(np.int32), values.astype(np.float32)))
+            parts.append(compact(counts, indices, values))
             kept += len(indices)
             if self.weights == "sparsemax":  # how many it gives is known only now
                 _check_kept(kept)
@@ -176,7 +176,7 @@ def _sparsemax_of_all(queries: Queries, anchors: Unit) -> Part:
 
 def _nonzero(ids: Ids, weights: npt.NDArray[Any]) -> Part:
     there = weights > 0
-    return there.sum(axis=1), ids[there].astype(np.int32), weights[there].astype(np.float32)
+    return compact(there.sum(axis=1), ids[there], weights[there])
 
 
 def _check_kept(count: int) -> None:

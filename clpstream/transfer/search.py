@@ -75,10 +75,8 @@ def _cosines(queries: Floats, anchors: Unit, ids: Ids) -> Doubles:
     scores = np.empty(ids.shape)
     step = max(1, BLOCK_BYTES // (16 * anchors.shape[1]))
     for block in blocks(anchors, ANCHOR_BYTES):
-        rows, (lines, places) = (
-            anchors[block],
-            np.nonzero((ids >= block.start) & (ids < block.stop)),
-        )
+        rows = anchors[block]
+        lines, places = np.nonzero((ids >= block.start) & (ids < block.stop))
         for start in range(0, len(lines), step):
             line, place = lines[start : start + step], places[start : start + step]
             found = rows[ids[line, place] - block.start]

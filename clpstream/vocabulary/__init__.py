@@ -1,6 +1,6 @@
 """Tokenizer files -> what each token stands for, and what two vocabularies share."""
 
 from clpstream.vocabulary.overlap import Match, Overlap, match
-from clpstream.vocabulary.tokenizer import Vocabulary, read_vocabulary
+from clpstream.vocabulary.tokenizer import ROLES, Vocabulary, read_vocabulary
 
-__all__ = ["Match", "Overlap", "Vocabulary", "match", "read_vocabulary"]
+__all__ = ["ROLES", "Match", "Overlap", "Vocabulary", "match", "read_vocabulary"]
