@@ -206,7 +206,7 @@ def unexplained(found: dict[str, np.ndarray]) -> None:
 
 
 def rows_on_axis_one(found: dict[str, np.ndarray]) -> None:
-    found["final_logits_bias"] = random_rows(1, 1 + len(SOURCE_WORDS), 9)
+    found["model.token_scale"] = random_rows(3, 1 + len(SOURCE_WORDS), 9)
 
 
 def rename_embeddings(found: dict[str, np.ndarray]) -> None:
@@ -341,7 +341,7 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "unexplained tensor as wide as the vocabulary": Mistake(
         tensors(SECOND, rows_on_axis_one),
-        (SECOND, "final_logits_bias", "[1, 34]", "--pass-through final_logits_bias"),
+        (SECOND, "model.token_scale", "[3, 34]", "--pass-through model.token_scale"),
     ),
     "--vocab-tensor names a tensor that is not there": Mistake(
         nothing(), ("source", "no.such.tensor"), (*TO, "--vocab-tensor", "no.such.tensor")
@@ -614,13 +614,20 @@ def test_input_embeddings_of_an_unknown_name_can_be_named(pair: Pair) -> None:
     assert not (new[UND] == old[UND]).all()
 
 
-def test_a_tensor_with_the_vocabulary_on_its_second_axis_is_never_cut_by_rows(pair: Pair) -> None:
-    """Named with --vocab-tensor it is refused by name, and nothing is written."""
+def test_a_tensor_with_the_vocabulary_on_its_second_axis_is_made_by_columns(pair: Pair) -> None:
+    """Named with --vocab-tensor: the same as its transpose with rows."""
     tensors(SECOND, rows_on_axis_one)(pair.source.parent)
     write_helper(pair.helper, [*TARGET_WORDS, " mehr"])
-    with pytest.raises(ClpstreamError, match="final_logits_bias"):
-        clpstream.convert(*pair, vocab_tensors=["final_logits_bias"])
-    assert not pair.output.exists()
+    old = read_tensors(pair.source)["model.token_scale"]
+    clpstream.convert(*pair, vocab_tensors=["model.token_scale"])
+    new = read_tensors(pair.output)["model.token_scale"]
+    assert new.shape == (3, old.shape[1] + 1)
+    assert (new[:, Q] == old[:, Q]).all()
+    tensors(SECOND, lambda found: found.update({"model.token_scale": old.T.copy()}))(
+        pair.source.parent
+    )
+    clpstream.convert(*pair, vocab_tensors=["model.token_scale"], overwrite=True)
+    assert np.allclose(new.T, read_tensors(pair.output)["model.token_scale"], atol=1e-6)
 
 
 # --- disk

@@ -16,7 +16,9 @@ from clpstream.errors import CheckpointError, NotFiniteError
 
 
 class TensorRows:
-    """A tensor of shape (rows, ...) as a read-only matrix (rows, width) on disk.
+    """A tensor as a read-only matrix (rows, width) on disk, its rows along `axis`.
+
+    If axes come before that one, they make several such matrices, and `plane` tells which.
 
     Indexing with a slice or an integer array gives float32 rows, and raises NotFiniteError where
     one has NaN or Inf. `words` gives the same rows bit for bit.
@@ -25,10 +27,11 @@ class TensorRows:
     resident is up to the kernel, and far more than the rows when they are scattered.
     """
 
-    def __init__(self, span: TensorSpan) -> None:
+    def __init__(self, span: TensorSpan, axis: int = 0, plane: int = 0) -> None:
         self.span = span
-        self.shape = (span.shape[0], prod(span.shape[1:]))
-        self._dtype = dtypes.FLOATS[span.dtype]
+        self.shape = (span.shape[axis], prod(span.shape[axis + 1 :]))
+        self._dtype = (dtypes.FLOATS | dtypes.INTEGERS)[span.dtype]
+        self._offset = span.offset + plane * prod(self.shape) * self._dtype.itemsize
         try:
             self._fd = os.open(span.path, os.O_RDONLY)
         except OSError as error:
@@ -49,6 +52,14 @@ class TensorRows:
         finite: npt.NDArray[np.bool_] = np.isfinite(rows.view(self._dtype)).all(axis=1)
         return finite
 
+    def encode(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        """Rows of this tensor's dtype, bit for bit as `words` gives them, from float32 ones.
+
+        Rounded to nearest, ties to even; what is too large for the dtype becomes Inf.
+        """
+        with np.errstate(over="ignore"):
+            return rows.astype(self._dtype).view(f"u{self._dtype.itemsize}")
+
     def words(self, index: slice | npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Rows bit for bit, as unsigned integers of the dtype's size: (n, width).
 
@@ -65,7 +76,7 @@ class TensorRows:
         into = out.reshape(-1).data.cast("B") if count else memoryview(b"")
         for start, stop in runs:
             end = place + (stop - start) * row_bytes
-            self._read(into[place:end], self.span.offset + start * row_bytes)
+            self._read(into[place:end], self._offset + start * row_bytes)
             place = end
         return out
 
