@@ -99,43 +99,138 @@ VOCABULARY_KEYS = ("vocab_size", "vocab_size_per_layer_input", "n_words", "text_
 NOT_TEXT = re.compile("vision|audio|image_config|codebook|depth|talker|qformer|protein|projector|code_predictor")
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "depth")
+DERIVED = ("id2label", "label2id", "transformers_version", "architectures", "_name_or_path",
+           "per_layer_config")  # fmt: skip
+"""What a config works out by itself, or what speaks of layers that are not there any more."""
+WHEN_NONE = {"head_dim": 8, "num_key_value_heads": 2, "moe_intermediate_size": 24}
+"""What has to be said for some models, where the default is None."""
 
 
 def shrink(settings: dict[str, Any], rows: int, path: str = "") -> dict[str, Any]:
     """Settings of a config, made small at every level; `rows` is the vocabulary's size."""
     layers = {settings[key] for key in LAYERS if isinstance(settings.get(key), int)}
     small: dict[str, Any] = {}
-    next_id = 300
     for key, value in settings.items():
-        if key in ("id2label", "label2id", "transformers_version", "architectures", "_name_or_path"):
+        if key in DERIVED:
             continue
         if isinstance(value, dict):
-            small[key] = shrink(value, rows, f"{path}.{key}") if "rope" not in str(key) else value
-        elif value is None or isinstance(value, (bool, str, float)):
-            small[key] = value
+            small[key] = shrink(value, rows, f"{path}.{key}")
+        elif value is None:
+            small[key] = WHEN_NONE.get(key)
         elif key in VOCABULARY_KEYS:
             small[key] = 64 if NOT_TEXT.search(path) else rows
-        elif isinstance(value, int) and re.search(r"token_id$|token_index$|_id$|_index$", str(key)):
-            small[key] = value
-            if value >= 290:
-                small[key] = next_id
-                next_id += 1
-        elif isinstance(value, int) and key in SMALL:
-            small[key] = SMALL[key]
-        elif isinstance(value, (list, tuple)) and len(value) > 2 and len(value) in layers:
-            small[key] = list(value)[:2]
-        elif isinstance(value, int) and value > 64 and re.search("dim|size|width|rank|channels", str(key)):
-            small[key] = 32
+        elif isinstance(value, int) and not isinstance(value, bool):
+            small[key] = shrunk_number(str(key), value, small.values())
+        elif key == "mrope_section":
+            small[key] = [2, 1, 1]
+        elif isinstance(value, (list, tuple)) and len(value) in layers:
+            # the last layers, since hybrids often begin with several layers of one kind
+            small[key] = [shrunk_number(str(key), item, ()) for item in list(value)[-2:]]
         else:
             small[key] = value
     return small
 
 
+def shrunk_number(name: str, value: Any, taken: Any) -> Any:
+    """A number of a config, made small by what it is called."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    if re.search(r"(token|_patch|_start|_end|_newline)_(id|index)$", name):
+        return value if value < 300 else next(id for id in range(300, 331) if id not in taken)
+    if name in SMALL:
+        return SMALL[name]
+    return 32 if value > 64 and re.search("dim|size|width|rank|channels", name) else value
+
+
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+MQA = {"num_key_value_heads": 4}
+TALL = {"hidden_size_per_layer_input": 0}
+SAM = {"output_channels": 16, "downsample_channels": [16, 32], "scale": 32, "mlp_dim": 48}
+CODEC = {"num_filters": 2, "downsampling_ratios": [2, 2], "depths": [1, 1, 1]}
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "blt": {"encoder_hash_byte_group_vocab": 20},
+    "chameleon": {"vocabulary_map": {"<image>": 300, "IMGIMGAZ": 301}},
+    "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": ROPE}}},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE}},
+    "dbrx": {"attn_config": {"rope_theta": 10000.0}, "ffn_config": {"hidden_size": 32}},
+    "deepseek_ocr2": {
+        "text_config": {"mlp_layer_types": ["dense", "sparse"], "num_experts_per_tok": 2},
+        "vision_config": {"sam_config": SAM},
+    },
+    "diffusion_gemma": {"text_config": {"num_experts": 4, "top_k_experts": 2}},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "dots3_note": {"text_config": MQA},
+    "dots3_note_text": MQA,
+    "emu3": {"vocabulary_map": {"<image>": 300, "<|extra_200|>": 301}},
+    "ernie4_5_vl_moe": {"text_config": {"moe_intermediate_size": [24, 24]}},
+    "esm": {"vocab_size": "rows", "pad_token_id": 1, "mask_token_id": 3},
+    "esmc": MQA,
+    "florence2": {
+        "vision_config": {"depths": [1, 1], "patch_size": [7, 3], "patch_stride": [4, 2],
+                          "patch_padding": [3, 1], "patch_prenorm": [False, True],
+                          "embed_dim": [16, 32], "num_heads": [2, 4], "num_groups": [2, 4],
+                          "window_size": 4}
+    },
+    "fun_asr_nano": {"adaptor_config": {"intermediate_size": 8}},
+    "glm5_next": {"text_config": MQA},
+    "granite4_vision": {"deepstack_layer_map": [[-1, 0]]},
+    "janus": {"vq_config": {"num_embeddings": 16, "base_channels": 32,
+                            "channel_multiplier": [1, 1], "latent_channels": 32}},
+    "kyutai_speech_to_text": {"codec_config": {"upsample_groups": 32}},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "mamba2": {"num_heads": 8},
+    "mistral_large4": {"text_config": {"kv_source_layers": [0, 1]}},
+    "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
+    "moonshine_streaming": {"num_key_value_heads": 4, "encoder_config": MQA},
+    "neomme": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}},
+    "perceiver": {"d_latents": 32, "num_latents": 8, "num_self_attends_per_block": 1},
+    "qwen2_5_omni": {
+        "token2wav_config": {
+            "bigvgan_config": {"upsample_initial_channel": 64},
+            "dit_config": {"num_embeds": 17, "enc_channels": [16, 16, 16, 16, 48]},
+        }
+    },
+    "qwen3_omni_moe": {"talker_config": {"text_config": {"shared_expert_intermediate_size": 24}}},
+    "qwen4_exp": {"text_config": {"layer_types": ["linear_attention", "linear_attention"]}},
+    "qwen4_exp_text": {"layer_types": ["linear_attention", "linear_attention"]},
+    "reformer": {"axial_pos_shape": [8, 8], "axial_pos_embds_dim": [16, 16],
+                 "attn_layers": ["local", "lsh"]},
+    "speech-encoder-decoder": {"encoder": {"conv_dim": [16] * 7}},
+    "speecht5": {"conv_dim": [16] * 7},
+    "squeezebert": {"embedding_size": 32},
+    "unlimited_ocr": {"vision_config": {"sam_config": SAM}},
+    "vibevoice": {"audio_config": CODEC, "semantic_model_config": CODEC},
+    "vibevoice_asr": {
+        "acoustic_tokenizer_chunk_size": 3200,
+        "acoustic_tokenizer_encoder_config": CODEC,
+        "semantic_tokenizer_encoder_config": CODEC,
+    },
+    "zaya": {"num_experts_per_tok": 1},
+}  # fmt: skip
+"""Settings of models that the rules above do not make buildable; "rows" is the vocabulary's size."""
+
+FIRST: dict[str, dict[str, Any]] = {
+    "gemma4_assistant": {"text_config": {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0}}
+}
+"""Settings without which a config can't be made at all."""
+
+
+def changed(settings: dict[str, Any], changes: dict[str, Any], rows: int) -> dict[str, Any]:
+    """Settings with changes put in at every level."""
+    result = dict(settings)
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(settings.get(key), dict):
+            result[key] = changed(settings[key], value, rows)
+        else:
+            result[key] = rows if value == "rows" else value
+    return result
+
+
 def config_of(model_type: str, rows: int) -> Any:
     """A small config."""
     kind = CONFIG_MAPPING[model_type]
-    settings = shrink(kind().to_dict(), rows)
-    return kind(**settings)
+    settings = shrink(kind(**FIRST.get(model_type, {})).to_dict(), rows)
+    return kind(**changed(settings, OVERRIDES.get(model_type, {}), rows))
 
 
 def build(model_type: str, rows: int) -> Any:
