@@ -1,15 +1,14 @@
-"""Tiny random models of every architecture of transformers that has a text vocabulary.
+"""Tiny random models of the architectures of transformers that have a text vocabulary.
 
-`build(model_type, rows)` makes one; building it at two vocabulary sizes and comparing the shapes
-in the two saved files tells its vocabulary tensors without any list of names.
+`species()` lists them, `build` makes one. Made at two vocabulary sizes, the tensors whose shapes
+differ between the two saves are the vocabulary tensors: a truth that needs no list of names.
 """
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,20 +25,68 @@ MAPPINGS = (
     "CAUSAL_LM",
     "PRETRAINING",
 )
-"""The mappings of transformers that classes are taken from: what hubs hold for a type first."""
+"""Where classes are looked up, first what checkpoints of a type usually hold."""
 
 MAX_PARAMETERS = 3_000_000
+"""More than this means that some part was not made small."""
+
+WITHOUT_TEXT = {"hiera", "musicgen", "musicgen_melody", "unispeech", "unispeech-sat", "videomae",
+                "vit_mae", "wav2vec2", "wav2vec2-conformer"}  # fmt: skip
+"""Types in those mappings whose classes have no language model: images, audio codes, CTC."""
 
 
-def candidates() -> dict[str, str]:
-    """Name of the model class by model type."""
-    found: dict[str, str] = {}
+@dataclass(frozen=True)
+class Species:
+    """An architecture: its config class by `model_type`, a model class, and settings of its own."""
+
+    model_type: str
+    class_name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def species() -> dict[str, Species]:
+    """All architectures by name: the model type, or the model type and what is special."""
+    found: dict[str, Species] = {}
     for mapping in MAPPINGS:
-        names = getattr(modeling_auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES")
-        for model_type, name in names.items():
-            found.setdefault(model_type, name if isinstance(name, str) else name[0])
-    return dict(sorted(found.items()))
+        for model_type, name in getattr(modeling_auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES").items():
+            if model_type not in WITHOUT_TEXT:
+                class_name = name if isinstance(name, str) else name[0]
+                found.setdefault(model_type, Species(model_type, class_name))
+    return dict(sorted((found | VARIANTS).items()))
 
+
+UNTIED, TIED = {"tie_word_embeddings": False}, {"tie_word_embeddings": True}
+VARIANTS = {
+    "albert/pretraining": Species("albert", "AlbertForPreTraining"),
+    "bart/causal": Species("bart", "BartForCausalLM"),
+    "bart/headless": Species("bart", "BartModel"),
+    "bert/causal": Species("bert", "BertLMHeadModel"),
+    "bert/headless": Species("bert", "BertModel"),
+    "bert/pretraining": Species("bert", "BertForPreTraining"),
+    "bert/untied": Species("bert", "BertForMaskedLM", UNTIED),
+    "bloom/headless": Species("bloom", "BloomModel"),
+    "distilbert/untied": Species("distilbert", "DistilBertForMaskedLM", UNTIED),
+    "electra/causal": Species("electra", "ElectraForCausalLM"),
+    "electra/pretraining": Species("electra", "ElectraForPreTraining"),
+    "falcon/untied": Species("falcon", "FalconForCausalLM", UNTIED),
+    "gpt2/double heads": Species("gpt2", "GPT2DoubleHeadsModel"),
+    "gpt2/headless": Species("gpt2", "GPT2Model"),
+    "gpt2/untied": Species("gpt2", "GPT2LMHeadModel", UNTIED),
+    "gpt_neox/tied": Species("gpt_neox", "GPTNeoXForCausalLM", TIED),
+    "llama/classifier": Species("llama", "LlamaForSequenceClassification", {"pad_token_id": 0}),
+    "llama/headless": Species("llama", "LlamaModel"),
+    "llama/tied": Species("llama", "LlamaForCausalLM", TIED),
+    "llava/tied": Species("llava", "LlavaForConditionalGeneration", TIED),
+    "mbart/untied": Species("mbart", "MBartForConditionalGeneration", UNTIED),
+    "modernbert/untied": Species("modernbert", "ModernBertForMaskedLM", UNTIED),
+    "opt/narrow": Species("opt", "OPTForCausalLM", {"word_embed_proj_dim": 16}),
+    "qwen2/headless": Species("qwen2", "Qwen2Model"),
+    "roberta/classifier": Species("roberta", "RobertaForSequenceClassification"),
+    "roberta/untied": Species("roberta", "RobertaForMaskedLM", UNTIED),
+    "t5/encoder": Species("t5", "T5EncoderModel"),
+    "whisper/untied": Species("whisper", "WhisperForConditionalGeneration", UNTIED),
+}
+"""More classes and settings of types that are common in checkpoints."""
 
 SMALL: dict[str, Any] = {
     # widths
@@ -96,7 +143,7 @@ SMALL: dict[str, Any] = {
 
 VOCABULARY_KEYS = ("vocab_size", "vocab_size_per_layer_input", "n_words", "text_vocab_size",
                    "src_vocab_size", "tgt_vocab_size", "decoder_vocab_size", "unpadded_vocab_size")  # fmt: skip
-NOT_TEXT = re.compile("vision|audio|image_config|codebook|depth|talker|qformer|protein|projector|code_predictor")
+NOT_TEXT = re.compile("vision|audio|image_config|codebook|depth|talker|qformer|protein|projector|code_predictor|word_timestamp")
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "depth")
 DERIVED = ("id2label", "label2id", "transformers_version", "architectures", "_name_or_path",
@@ -144,7 +191,6 @@ def shrunk_number(name: str, value: Any, taken: Any) -> Any:
 
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 MQA = {"num_key_value_heads": 4}
-TALL = {"hidden_size_per_layer_input": 0}
 SAM = {"output_channels": 16, "downsample_channels": [16, 32], "scale": 32, "mlp_dim": 48}
 CODEC = {"num_filters": 2, "downsampling_ratios": [2, 2], "depths": [1, 1, 1]}
 OVERRIDES: dict[str, dict[str, Any]] = {
@@ -157,12 +203,16 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "text_config": {"mlp_layer_types": ["dense", "sparse"], "num_experts_per_tok": 2},
         "vision_config": {"sam_config": SAM},
     },
+    "dia": {"decoder_config": {"vocab_size": 64}},
     "diffusion_gemma": {"text_config": {"num_experts": 4, "top_k_experts": 2}},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
-    "dots3_note": {"text_config": MQA},
-    "dots3_note_text": MQA,
-    "emu3": {"vocabulary_map": {"<image>": 300, "<|extra_200|>": 301}},
-    "ernie4_5_vl_moe": {"text_config": {"moe_intermediate_size": [24, 24]}},
+    "dots3_note": {"text_config": MQA | {"layer_types": ["indexed_attention"] * 2}},
+    "dots3_note_text": MQA | {"layer_types": ["indexed_attention"] * 2},
+    "emu3": {"vocabulary_map": {"<image>": 300, "<|extra_200|>": 301},
+             "vq_config": {"base_channels": 32, "channel_multiplier": [1, 1]}},
+    "ernie4_5_vl_moe": {"text_config": {
+        "moe_intermediate_size": [24, 24],
+        "rope_parameters": ROPE | {"mrope_section": [1, 1, 2]}}},
     "esm": {"vocab_size": "rows", "pad_token_id": 1, "mask_token_id": 3},
     "esmc": MQA,
     "florence2": {
@@ -172,17 +222,21 @@ OVERRIDES: dict[str, dict[str, Any]] = {
                           "window_size": 4}
     },
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": 8}},
-    "glm5_next": {"text_config": MQA},
-    "granite4_vision": {"deepstack_layer_map": [[-1, 0]]},
+    "glm5_next": {"text_config": MQA | {"index_kpool": 2, "qk_rope_head_dim": 0}},
+    "granite4_vision": {"deepstack_layer_map": [[-1, 0]], "downsample_rate": "1/2", "vision_config": {"hidden_size": 64}},
     "janus": {"vq_config": {"num_embeddings": 16, "base_channels": 32,
                             "channel_multiplier": [1, 1], "latent_channels": 32}},
-    "kyutai_speech_to_text": {"codec_config": {"upsample_groups": 32}},
+    "kyutai_speech_to_text": {"codec_config": {"upsample_groups": 32}, "num_codebooks": 2,
+                              "codebook_vocab_size": 17, "audio_bos_token_id": 16},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 8},
     "mistral_large4": {"text_config": {"kv_source_layers": [0, 1]}},
     "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
     "moonshine_streaming": {"num_key_value_heads": 4, "encoder_config": MQA},
-    "neomme": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}},
+    "nemo_speechlm": {"word_timestamp_config": {"blank_token_id": 63}},
+    "neomme": {"rope_parameters": {
+        kind: ROPE | {"partial_rotary_factor": 0.5}
+        for kind in ("full_attention", "sliding_attention")}},
     "perceiver": {"d_latents": 32, "num_latents": 8, "num_self_attends_per_block": 1},
     "qwen2_5_omni": {
         "token2wav_config": {
@@ -190,7 +244,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
             "dit_config": {"num_embeds": 17, "enc_channels": [16, 16, 16, 16, 48]},
         }
     },
-    "qwen3_omni_moe": {"talker_config": {"text_config": {"shared_expert_intermediate_size": 24}}},
+    "qwen3_omni_moe": {"talker_config": {
+        "spatial_merge_size": 2, "text_config": {"shared_expert_intermediate_size": 24}}},
     "qwen4_exp": {"text_config": {"layer_types": ["linear_attention", "linear_attention"]}},
     "qwen4_exp_text": {"layer_types": ["linear_attention", "linear_attention"]},
     "reformer": {"axial_pos_shape": [8, 8], "axial_pos_embds_dim": [16, 16],
@@ -209,12 +264,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Settings of models that the rules above do not make buildable; "rows" is the vocabulary's size."""
 
-FIRST: dict[str, dict[str, Any]] = {
-    "gemma4_assistant": {"text_config": {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0}}
-}
-"""Settings without which a config can't be made at all."""
-
-
 def changed(settings: dict[str, Any], changes: dict[str, Any], rows: int) -> dict[str, Any]:
     """Settings with changes put in at every level."""
     result = dict(settings)
@@ -226,27 +275,29 @@ def changed(settings: dict[str, Any], changes: dict[str, Any], rows: int) -> dic
     return result
 
 
-def config_of(model_type: str, rows: int) -> Any:
-    """A small config."""
-    kind = CONFIG_MAPPING[model_type]
-    settings = shrink(kind(**FIRST.get(model_type, {})).to_dict(), rows)
-    return kind(**changed(settings, OVERRIDES.get(model_type, {}), rows))
+def config_of(kind: Species, rows: int) -> Any:
+    """A small config whose text vocabulary has `rows` tokens."""
+    made = CONFIG_MAPPING[kind.model_type]
+    settings = shrink(made().to_dict(), rows)
+    settings = changed(settings, OVERRIDES.get(kind.model_type, {}), rows)
+    return made(**changed(settings, kind.settings, rows))
 
 
-def build(model_type: str, rows: int) -> Any:
-    """The tiny model, in evaluation mode."""
-    kind = getattr(transformers, candidates()[model_type])
-    config = config_of(model_type, rows)
+def build(kind: Species, rows: int) -> Any:
+    """The tiny model, in evaluation mode: the same weights every time.
+
+    Raises whatever transformers raises where this version of it can't make the model.
+    """
+    made = getattr(transformers, kind.class_name)
     with torch.device("meta"):
-        parameters = dict(kind(config).named_parameters())
-    count = sum(tensor.numel() for tensor in parameters.values())
+        count = sum(tensor.numel() for tensor in made(config_of(kind, rows)).parameters())
     if count > MAX_PARAMETERS:
-        largest = sorted(parameters, key=lambda name: -parameters[name].numel())[:4]
-        raise ValueError(f"too big: {count} {[(n, tuple(parameters[n].shape)) for n in largest]}")
+        raise ValueError(f"{kind}: {count} parameters; some part of it is not small")
     torch.manual_seed(0)
-    model = kind(config_of(model_type, rows)).eval()
+    model = made(config_of(kind, rows)).eval()
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
-            if tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
+            # a bias of zeros would hide that its rows went to the wrong tokens
+            if tensor.is_floating_point() and tensor.numel() > 1 and tensor.max() == tensor.min():
                 tensor.add_(0.02 * torch.randn_like(tensor))
     return model
