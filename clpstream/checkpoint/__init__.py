@@ -12,6 +12,7 @@ from clpstream.checkpoint.vocabulary_tensors import (
     is_tied,
     same_bytes,
     vocabulary_role,
+    vocabulary_size,
     vocabulary_sizes,
 )
 
@@ -33,5 +34,6 @@ __all__ = [
     "read_shard",
     "same_bytes",
     "vocabulary_role",
+    "vocabulary_size",
     "vocabulary_sizes",
 ]
