@@ -150,17 +150,17 @@ def _write(plan: Plan, stage: Path, progress: Progress) -> Report:
 
 def _prepare(plan: Plan, progress: Progress) -> Prepared:
     helper = TensorRows(plan.embeddings.span)
-    missing = plan.overlap.missing
+    anchors, missing = plan.overlap.anchors, plan.overlap.missing
     with progress.task(f"{plan.method.name}: missing tokens", len(missing), "tokens") as update:
         return plan.method.prepare(
-            Selected(helper, plan.overlap.shared), _Counted(Selected(helper, missing), update)
+            Selected(helper, anchors), _Counted(Selected(helper, missing), update)
         )
 
 
 def _rows(plan: Plan, prepared: Prepared, tensor: NewTensor) -> Iterator[npt.NDArray[Any]]:
     source = TensorRows(tensor.span)
     overlap = plan.overlap
-    anchors = Selected(source, overlap.source_of[overlap.shared])
+    anchors = Selected(source, overlap.source_of[overlap.anchors])
     unused_row = mean(anchors) if len(overlap.unused) else np.zeros(source.shape[1])
     return target_rows(
         source,

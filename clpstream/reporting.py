@@ -87,7 +87,7 @@ def _counts(plan: Plan, guarded: Mapping[str, Any]) -> Counts:
 
 def _examples(plan: Plan, prepared: Prepared) -> tuple[Example, ...]:
     describe = plan.target_vocabulary.describe
-    missing, anchors = plan.overlap.missing.tolist(), plan.overlap.shared.tolist()
+    missing, anchors = plan.overlap.missing.tolist(), plan.overlap.anchors.tolist()
     places = _telling(plan.target_vocabulary, missing)
     found = prepared.nearest(places, _ANCHORS_SHOWN) if places else []
     return tuple(

@@ -24,6 +24,9 @@ from clpstream.vocabulary.pieces import (
 )
 
 TOKENIZER_FILE = "tokenizer.json"
+_STRING = rb'[\s,]*"[^"\\]*(?:\\.[^"\\]*)*"'
+_MERGES = re.compile(rb'"merges"\s*:\s*\[')
+_SOME_MERGES = re.compile(rb"(?:%s|[\s,]*\[(?:%s){2}\s*\]){1,1000}" % (_STRING, _STRING))
 _RANKED = re.compile(rb"([A-Za-z0-9+/]+=*) (\d+)")
 _OLD_TEKKEN_SPECIAL = (
     *("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
@@ -76,8 +79,19 @@ def find_tokenizer(directory: Path) -> tuple[Path, Reader]:
     raise VocabularyError(f"{directory}: no tokenizer in it; it can be {names}")
 
 
+def _without_merges(content: bytes) -> bytes:
+    """A tokenizer.json with its merges left out: parsed, they would take half of the memory."""
+    begin = _MERGES.search(content)
+    if begin is None:
+        return content
+    end = begin.end()
+    while some := _SOME_MERGES.match(content, end):
+        end = some.end()
+    return content[: begin.end()] + content[end:]
+
+
 def _tokenizer_json(path: Path, settings: Mapping[str, Any]) -> Listed:
-    tokenizer = read_json(path)
+    tokenizer = read_json(path, _without_merges)
     model = tokenizer.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     tokens: Iterable[tuple[str, int]]
