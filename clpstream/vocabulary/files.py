@@ -199,10 +199,9 @@ def _sentencepiece(path: Path, settings: Mapping[str, Any]) -> Listed:
         for token in range(begin, size)
         if model.is_control(token) or model.is_unknown(token) or model.is_unused(token)
     }
-    last = []
-    if first:
-        last = ["<mask>"]
-    elif family == "t5" and not any("<extra_id_" in piece for piece in pieces):
+    mask = "[MASK]" if family == "debertav2" else "<mask>"
+    last = [mask] if (first or family == "debertav2") and mask not in pieces else []
+    if family == "t5" and not any("<extra_id_" in piece for piece in pieces):
         extra = settings.get("extra_ids", 100)
         last = [f"<extra_id_{number}>" for number in reversed(range(extra if is_id(extra) else 0))]
     special.update(range(len(pieces), len(pieces) + len(last)))

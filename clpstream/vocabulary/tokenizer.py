@@ -18,7 +18,7 @@ ROLES = ("eos", "bos", "pad", "unk", "cls", "sep", "mask")
 """In the order in which a token with several roles is matched: generation has to stop."""
 _USUAL_NAMES = {
     "eos": ("</s>", "<eos>", "<|endoftext|>"),
-    "bos": ("<s>", "<bos>", "<|startoftext|>"),
+    "bos": ("<s>", "<bos>", "<|startoftext|>", "<|endoftext|>"),
     "pad": ("<pad>", "[PAD]"),
     "unk": ("<unk>", "[UNK]"),
     "cls": ("[CLS]",),
