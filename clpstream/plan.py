@@ -261,7 +261,7 @@ def _vocabulary_warnings(
     old: Vocabulary, new: Vocabulary, source_rows: int, match_by: Match
 ) -> list[str]:
     """What is odd about the two vocabularies and how their special tokens match."""
-    warnings = []
+    warnings = [*old.notes, *new.notes]
     if old.size > source_rows:
         warnings.append(
             f"{old.path}: token ids from {source_rows} to {old.size - 1} have no row in the "
@@ -272,7 +272,7 @@ def _vocabulary_warnings(
             f"{new.path}: the {role} token {piece!r} of tokenizer_config.json is not in the "
             "tokenizer; transformers gives it an id without a row"
         )
-    for token in dict.fromkeys(new.roles.values()) if match_by == "bytes" else ():
+    for token in dict.fromkeys(new.roles.values()) if match_by != "exact" else ():
         named = [role for role, own in new.roles.items() if own == token and role in old.roles]
         if len({old.roles[role] for role in named}) > 1:
             warnings.append(

@@ -17,14 +17,12 @@ _OFFSETS = ("vocab_offset",)
 """Where the ids of a part with a vocabulary of its own begin (gemma3n: images, sound)."""
 _STRUCTURES = ("bad_words_ids", "force_words_ids", "forced_decoder_ids", "sequence_bias")
 """Token ids in structures that only a person can carry over."""
-_POSITIONS_FROM_PAD = frozenset(
-    (
-        *("altclip_text_model", "bridgetower_text_model", "camembert", "clap_text_model"),
-        *("data2vec-text", "esm", "fsmt", "ibert", "kosmos_2_text_model", "kosmos_2_5_text_model"),
-        *("layoutlmv3", "lilt", "longformer", "luke", "m2m_100", "markuplm", "nllb-moe"),
-        *("prophetnet", "roberta", "roberta-prelayernorm", "seamless_m4t", "seamless_m4t_v2"),
-        *("speech_to_text", "speecht5", "trocr", "xglm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
-    )
+_POSITIONS_FROM_PAD = (
+    *("altclip_text_model", "bridgetower_text_model", "camembert", "clap_text_model"),
+    *("data2vec-text", "esm", "fsmt", "ibert", "kosmos_2_text_model", "kosmos_2_5_text_model"),
+    *("layoutlmv3", "lilt", "longformer", "luke", "m2m_100", "markuplm", "nllb-moe"),
+    *("prophetnet", "roberta", "roberta-prelayernorm", "seamless_m4t", "seamless_m4t_v2"),
+    *("speech_to_text", "speecht5", "trocr", "xglm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
 )
 """Model types whose first position is pad_token_id + 1, or whose table of positions has a row for
 it: the id belongs to the weights and not to the tokenizer."""
