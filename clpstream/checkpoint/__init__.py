@@ -4,6 +4,7 @@ from clpstream.checkpoint.directory import INDEX_FILE, Checkpoint, fingerprint, 
 from clpstream.checkpoint.dtypes import encode
 from clpstream.checkpoint.rows import TensorRows
 from clpstream.checkpoint.safetensors_file import Shard, TensorSpan, header_bytes, read_shard
+from clpstream.checkpoint.strided import c_order_blocks
 from clpstream.checkpoint.vocabulary_tensors import (
     VocabularyTensor,
     find_vocabulary_tensors,
@@ -20,6 +21,7 @@ __all__ = [
     "TensorRows",
     "TensorSpan",
     "VocabularyTensor",
+    "c_order_blocks",
     "encode",
     "find_vocabulary_tensors",
     "fingerprint",

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from clpstream.checkpoint import dtypes
 from clpstream.checkpoint.safetensors_file import TensorSpan
-from clpstream.errors import CheckpointError, NotFiniteError
+from clpstream.checkpoint.strided import open_span, read_fully, read_strided
+from clpstream.errors import NotFiniteError
 
 
 class TensorRows:
@@ -29,10 +30,7 @@ class TensorRows:
         self.span = span
         self.shape = (span.shape[0], prod(span.shape[1:]))
         self._dtype = dtypes.FLOATS[span.dtype]
-        try:
-            self._fd = os.open(span.path, os.O_RDONLY)
-        except OSError as error:
-            raise CheckpointError(f"{span}: can't be read: {error.strerror}") from None
+        self._fd = open_span(span)
         weakref.finalize(self, os.close, self._fd)
 
     def __getitem__(self, index: slice | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -64,17 +62,15 @@ class TensorRows:
         row_bytes, place = out.itemsize * self.shape[1], 0
         into = out.reshape(-1).data.cast("B") if count else memoryview(b"")
         for start, stop in runs:
-            end = place + (stop - start) * row_bytes
-            self._read(into[place:end], self.span.offset + start * row_bytes)
+            end = place + stop - start
+            if self.span.strides is not None:
+                block = out[place:end].reshape(stop - start, *self.span.shape[1:])
+                read_strided(self._fd, self.span, (start,), block)
+            else:
+                offset = self.span.offset + start * row_bytes
+                read_fully(self._fd, self.span, into[place * row_bytes : end * row_bytes], offset)
             place = end
         return out
-
-    def _read(self, into: memoryview, offset: int) -> None:
-        while len(into):
-            count = os.preadv(self._fd, [into], offset)
-            if count == 0:
-                raise CheckpointError(f"{self.span}: the file became shorter while it was read")
-            into, offset = into[count:], offset + count
 
 
 def _runs(ids: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
