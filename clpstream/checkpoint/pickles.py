@@ -2,8 +2,8 @@
 
 `pickle.Unpickler` is not used, not even with a `find_class` of its own: its opcodes still call
 whatever that returns, build state into it, set items on it and hash what it is given, and nothing
-bounds what it makes. `pickletools.genops` only takes opcodes and their arguments apart. What follows
-keeps a stack of plain values for them: no name is ever imported or resolved (a `Global` is its
+bounds what it makes. `pickletools.genops` takes opcodes and their arguments apart, no more. Here is
+a stack of plain values for them: no name is ever imported or resolved (a `Global` is its
 name), a call runs one of the caller's own functions or is refused, and state given to an object is
 dropped.
 Of containers, only lists, tuples and dicts with string keys exist; they are never hashed, compared,

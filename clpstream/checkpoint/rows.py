@@ -15,6 +15,11 @@ from clpstream.checkpoint.safetensors_file import TensorSpan
 from clpstream.checkpoint.strided import open_span, read_fully, read_strided
 from clpstream.errors import NotFiniteError
 
+_NEAR_ROWS = 512
+"""Of a transposed tensor: rows between two that are read, which are read along with them."""
+_WINDOW_BYTES = 16 << 20
+"""What is read of a strided tensor at once."""
+
 
 class TensorRows:
     """A tensor of shape (rows, ...) as a read-only matrix (rows, width) on disk.
@@ -56,20 +61,37 @@ class TensorRows:
             ids = np.arange(*index.indices(self.shape[0]))
         else:
             ids = np.arange(self.shape[0])[index]
+        if self.span.strides is not None:
+            return self._strided_words(ids, self.span.strides)
         runs = _runs(ids)
         count = sum(stop - start for start, stop in runs)
         out = np.empty((count, self.shape[1]), f"<u{self._dtype.itemsize}")
         row_bytes, place = out.itemsize * self.shape[1], 0
         into = out.reshape(-1).data.cast("B") if count else memoryview(b"")
         for start, stop in runs:
-            end = place + stop - start
-            if self.span.strides is not None:
-                block = out[place:end].reshape(stop - start, *self.span.shape[1:])
-                read_strided(self._fd, self.span, (start,), block)
-            else:
-                offset = self.span.offset + start * row_bytes
-                read_fully(self._fd, self.span, into[place * row_bytes : end * row_bytes], offset)
+            end = place + (stop - start) * row_bytes
+            offset = self.span.offset + start * row_bytes
+            read_fully(self._fd, self.span, into[place:end], offset)
             place = end
+        return out
+
+    def _strided_words(
+        self, ids: npt.NDArray[np.int64], strides: tuple[int, ...]
+    ) -> npt.NDArray[Any]:
+        """Like `words`: in a transposed tensor, rows near each other cost little more than one."""
+        out = np.empty((len(ids), self.shape[1]), f"<u{self._dtype.itemsize}")
+        if not len(ids):
+            return out
+        gap = 1 if strides[0] == max(strides) else _NEAR_ROWS
+        window = max(1, _WINDOW_BYTES // (out.itemsize * self.shape[1]))
+        order = np.argsort(ids, kind="stable")
+        ordered = ids[order]
+        breaks = (np.diff(ordered) > gap) | (np.diff(ordered // window) > 0)
+        for part in np.split(order, np.flatnonzero(breaks) + 1):
+            first, last = int(ids[part[0]]), int(ids[part[-1]])
+            rows = np.empty((last - first + 1, *self.span.shape[1:]), out.dtype)
+            read_strided(self._fd, self.span, (first,), rows)
+            out[part] = rows.reshape(len(rows), -1)[ids[part] - first]
         return out
 
 
