@@ -214,8 +214,10 @@ class _Machine:
     def _what_it_would_make(self, opcode: str, argument: Any) -> str:
         if opcode == "INST":
             return str(Global(argument))
-        if argument is not None:  # of EXT1, EXT2, EXT4, PERSID
-            return f"object {shown(str(argument))} of {opcode}"
+        if opcode == "PERSID":
+            return f"object {shown(argument)} from outside"
+        if argument is not None:
+            return f"extension {argument} of copyreg"
         found = next((v for v in reversed(self.stack) if isinstance(v, Global)), None)
         return f"{found or 'something'} by {opcode}"
 

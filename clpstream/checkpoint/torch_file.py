@@ -240,7 +240,7 @@ def _read_legacy(path: Path, file: _File) -> tuple[Any, dict[str, range], range]
             "and save it again"
         )
     try:
-        magic = load(file, {}, _no_persistent)
+        magic = load(file, _CALLS, _no_persistent)
     except UnsafePickleError:
         raise
     except ValueError:
@@ -256,7 +256,7 @@ def _read_legacy(path: Path, file: _File) -> tuple[Any, dict[str, range], range]
             raise ValueError(f"its storage {shown(storage.key)} has two dtypes or sizes")
         return storage
 
-    version, machine = load(file, {}, _no_persistent), load(file, {}, _no_persistent)
+    version, machine = load(file, _CALLS, _no_persistent), load(file, _CALLS, _no_persistent)
     if type(version) is not int or version != _VERSION or type(machine) is not dict:
         raise ValueError("its version is not one that torch.save writes")
     if machine.get("little_endian") is not True:
@@ -264,7 +264,7 @@ def _read_legacy(path: Path, file: _File) -> tuple[Any, dict[str, range], range]
     start = file.tell()
     value = load(file, _CALLS, persistent)
     pickle = range(start, file.tell())
-    keys = load(file, {}, _no_persistent)
+    keys = load(file, _CALLS, _no_persistent)
     if type(keys) is not list or not all(type(key) is str and key in used for key in keys):
         raise ValueError("its list of storages does not belong to its tensors")
     return value, _legacy_storages(file, keys, used), pickle
