@@ -114,6 +114,9 @@ def test_strided_tensors_are_read_in_c_order(tmp_path, form):
             ids = np.array([len(view) - 1, 0, len(view) - 1])
             assert np.array_equal(rows[ids], view[ids].reshape(3, -1))
             assert np.array_equal(rows[:], view.reshape(len(view), -1))
+            for plane in range(len(view) if view.ndim > 1 else 0):
+                columns = TensorRows(span, axis=1, plane=plane)
+                assert np.array_equal(columns[:], view[plane].reshape(view.shape[1], -1))
     contiguous = {"plain", "scalar", "empty", "one row"}
     assert {name for name, span in spans.items() if span.strides is None} == contiguous
 

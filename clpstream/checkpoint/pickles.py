@@ -72,9 +72,9 @@ Calls = Mapping[str, Callable[..., Any] | None]
 """The names that a pickle may have, and the function that stands for each; None: not callable."""
 
 
-def shown(text: str) -> str:
+def shown(text: str, limit: int = 100) -> str:
     """Text of a file that is not trusted, fit for one line of a message."""
-    text = text if len(text) <= 100 else text[:100] + "..."
+    text = text if len(text) <= limit else text[:limit] + "..."
     return text if text.isprintable() else ascii(text)
 
 

@@ -166,7 +166,7 @@ def read_torch_file(path: Path) -> Shard:
             "malicious: don't load it with torch, take the model's safetensors files"
         ) from None
     except (ValueError, *_ZIP_ERRORS) as error:
-        _damaged(path, str(error))
+        _damaged(path, shown(str(error), 300))
     tensors = _state_dict(path, value)
     spans = [_span(path, name, tensor, storages) for name, tensor in tensors.items()]
     spans.sort(key=lambda span: (-BITS[span.dtype], span.offset, span.name))
@@ -236,12 +236,12 @@ def _read_legacy(path: Path, file: _File) -> tuple[Any, dict[str, range], range]
     """As `_read_zip`."""
     if file.at(257, 5) == b"ustar":
         raise CheckpointError(
-            f"{path}: the tar format of torch before 0.2, which is not read; load it with torch "
+            f"{path}: the tar format of the first torch versions, which is not read; load it with torch "
             "and save it again"
         )
     try:
         magic = load(file, _CALLS, _no_persistent)
-    except UnsafePickleError:
+    except UnsafePickleError:  # a ValueError too
         raise
     except ValueError:
         magic = None

@@ -7,12 +7,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from clpstream.checkpoint import VOCABULARY_SIZE
 from clpstream.vocabulary import ROLES
 
 _TOKEN_KEY = re.compile(r"(?:(?P<role>\w+)_)?token_(?:id|ids|index)")
-_SIZE_KEYS = ("vocab_size", "padded_vocab_size")
 _LISTS = ("suppress_tokens", "begin_suppress_tokens")
 """Lists of token ids whose names don't say so."""
+_OFFSETS = ("vocab_offset",)
+"""Where the ids of a part with a vocabulary of its own begin (gemma3n: images, sound)."""
 _STRUCTURES = ("bad_words_ids", "force_words_ids", "forced_decoder_ids", "sequence_bias")
 """Token ids in structures that only a person can carry over."""
 _CLASS_DEFAULTS = ("bos", "eos", "pad")
@@ -23,8 +25,8 @@ _CLASS_DEFAULTS = ("bos", "eos", "pad")
 class Retarget:
     """Rewrites vocabulary sizes and token ids in the source's configs, at every nesting level.
 
-    rows: rows of the target's vocabulary tensors.
-    old_sizes: numbers that mean the source's vocabulary size.
+    rows, old_rows: the target's and the source's vocabulary size.
+    sizes: other numbers that mean a size of the source's vocabulary, and what they become.
     roles: target token ids by role (bos, eos, ...).
     targets_of: target ids, lowest first, of each source token that the target has. They are several
         where the source has one token for bos and eos, and the target two.
@@ -33,7 +35,8 @@ class Retarget:
     """
 
     rows: int
-    old_sizes: frozenset[int]
+    old_rows: int
+    sizes: Mapping[int, int]
     roles: Mapping[str, int]
     targets_of: Mapping[int, tuple[int, ...]]
     special: Collection[int]
@@ -48,8 +51,9 @@ class Retarget:
         would take its class's default, which belongs to another vocabulary. `tokenizer_class` is
         named in it if given: transformers looks there when tokenizer_config.json is silent.
         """
-        old_sizes = self.old_sizes | _main_sizes(config)
-        new = self._level(config, "config.json", old_sizes, all_stops=alone)
+        sizes = dict.fromkeys(_main_sizes(config), self.rows) | dict(self.sizes)
+        sizes[self.old_rows] = self.rows
+        new = self._level(config, "config.json", sizes, all_stops=alone)
         levels = [level for level in _levels(new) if level.get("vocab_size") == self.rows]
         if not levels:
             text = new.get("text_config")
@@ -69,14 +73,14 @@ class Retarget:
 
     def generation_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The target's generation_config.json."""
-        return self._level(config, "generation_config.json", self.old_sizes, all_stops=True)
+        return self._level(config, "generation_config.json", self.sizes, all_stops=True)
 
     def _level(
-        self, level: Mapping[str, Any], path: str, old_sizes: frozenset[int], all_stops: bool
+        self, level: Mapping[str, Any], path: str, sizes: Mapping[int, int], all_stops: bool
     ) -> dict[str, Any]:
         size = level.get("vocab_size")
-        if type(size) is int and size not in old_sizes:  # of another vocabulary, with its own ids
-            return dict(level)
+        if type(size) is int and size not in sizes:  # of another vocabulary, with its own ids
+            return {key: self._behind(n) if key in _OFFSETS else n for key, n in level.items()}
         new: dict[str, Any] = {}
         for key, value in level.items():
             where = f"{path}: {key}"
@@ -84,9 +88,9 @@ class Retarget:
                 self.warnings.append(f"{where}: has token ids of the source; change it by hand")
                 new[key] = value
             elif isinstance(value, dict):
-                new[key] = self._level(value, where, old_sizes, all_stops)
-            elif key in _SIZE_KEYS and type(value) is int and value in old_sizes:
-                new[key] = self.rows
+                new[key] = self._level(value, where, sizes, all_stops)
+            elif VOCABULARY_SIZE.fullmatch(key) and type(value) is int and value in sizes:
+                new[key] = sizes[value]
             elif key in _LISTS:
                 new[key] = self._ids(value, None, where)
             elif match := _TOKEN_KEY.fullmatch(key):
@@ -109,6 +113,13 @@ class Retarget:
             return self.roles[role]
         if value in self.targets_of:
             return self.targets_of[value][0]
+        moved: int = self._behind(value)
+        if moved != value:
+            self.warnings.append(
+                f"{where}: {value} is behind the source's vocabulary; it is {moved} now, behind "
+                "the target's"
+            )
+            return moved
         if role in ROLES:
             self.warnings.append(f"{where}: the target tokenizer has no {role} token: null")
             return None
@@ -116,6 +127,11 @@ class Retarget:
             f"{where}: token {value} is not in the target vocabulary; left as it is, decide by hand"
         )
         return value
+
+    def _behind(self, value: Any) -> Any:
+        """An id or offset behind the source's vocabulary, where it is behind the target's."""
+        is_behind = type(value) is int and self.old_rows <= value < max(self.sizes)
+        return value - self.old_rows + self.rows if is_behind else value
 
     def _list(self, values: list[int], role: str | None, where: str) -> list[int]:
         kept = [self.targets_of[value][0] for value in values if value in self.targets_of]

@@ -14,7 +14,14 @@ from typing import Any
 
 import numpy.typing as npt
 
-from clpstream.checkpoint import Checkpoint, Shard, TensorSpan, c_order_blocks, header_bytes
+from clpstream.checkpoint import (
+    Checkpoint,
+    Shard,
+    TensorSpan,
+    VocabularyTensor,
+    c_order_blocks,
+    header_bytes,
+)
 from clpstream.errors import CheckpointError, OutputError
 from clpstream.progress import Update
 
@@ -42,14 +49,20 @@ class CopiedRange:
 
 @dataclass(frozen=True)
 class NewTensor:
-    """A vocabulary tensor: the source's span, and its shape in the target."""
+    """A vocabulary tensor of the source that has `rows` rows in the target."""
 
-    span: TensorSpan
-    shape: tuple[int, ...]
+    tensor: VocabularyTensor
+    rows: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = list(self.tensor.span.shape)
+        shape[self.tensor.axis] = self.rows
+        return tuple(shape)
 
     @property
     def length(self) -> int:
-        return self.span.length // self.span.shape[0] * self.shape[0]
+        return self.tensor.span.length // self.tensor.rows * self.rows
 
 
 @dataclass(frozen=True)
@@ -76,12 +89,12 @@ class TargetShard:
         return len(self.header) + sum(part.length for part in self.parts)
 
 
-def plan_shards(source: Checkpoint, vocabulary: set[str], rows: int) -> tuple[TargetShard, ...]:
-    """The target's shards: the source's, with `rows` rows in the tensors named in `vocabulary`.
+def plan_shards(source: Checkpoint, new: Mapping[str, NewTensor]) -> tuple[TargetShard, ...]:
+    """The target's shards: the source's, but for the tensors that are in `new` by name.
 
     Raises CheckpointError if two of the source's would get the same name.
     """
-    shards = tuple(_plan_shard(shard, vocabulary, rows) for shard in source.shards)
+    shards = tuple(_plan_shard(shard, new) for shard in source.shards)
     if len({shard.name for shard in shards}) < len(shards):
         names = ", ".join(shard.path.name for shard in source.shards)
         raise CheckpointError(
@@ -97,18 +110,18 @@ def target_name(shard: Shard) -> str:
     return re.sub("^pytorch_model", "model", shard.path.stem) + ".safetensors"
 
 
-def _plan_shard(shard: Shard, vocabulary: set[str], rows: int) -> TargetShard:
+def _plan_shard(shard: Shard, new: Mapping[str, NewTensor]) -> TargetShard:
     name = target_name(shard)
-    if name == shard.path.name and not any(span.name in vocabulary for span in shard.tensors):
+    if name == shard.path.name and not any(span.name in new for span in shard.tensors):
         return TargetShard(name, b"", (CopiedRange(shard.path, 0, shard.size),))
     parts: list[CopiedRange | StridedTensor | NewTensor] = []
     described = []
-    for is_new, run in groupby(shard.tensors, lambda span: span.name in vocabulary):
+    for is_new, run in groupby(shard.tensors, lambda span: span.name in new):
         spans = list(run)
         if is_new:
-            new = [NewTensor(span, (rows, *span.shape[1:])) for span in spans]
-            described += [(t.span.name, t.span.dtype, t.shape, t.length) for t in new]
-            parts += new
+            made = [new[span.name] for span in spans]
+            described += [(t.tensor.name, t.tensor.span.dtype, t.shape, t.length) for t in made]
+            parts += made
         else:
             described += [(span.name, span.dtype, span.shape, span.length) for span in spans]
             parts += _passed(spans)
@@ -147,17 +160,20 @@ def write_shard(
                 _copy_range(part, file.fileno(), progress)
                 continue
             written = 0
-            blocks = c_order_blocks(part.span) if isinstance(part, StridedTensor) else rows(part)
+            if isinstance(part, StridedTensor):
+                name, blocks = part.span.name, c_order_blocks(part.span)
+            else:
+                name, blocks = part.tensor.name, rows(part)
             for block in blocks:
                 _write_all(file.fileno(), block.data.cast("B"))
                 written += block.nbytes
                 progress(block.nbytes)
             if written != part.length:
-                raise OutputError(f"{path}: {part.span.name}: {written} of {part.length} bytes")
+                raise OutputError(f"{path}: {name}: {written} of {part.length} bytes")
         os.fsync(file.fileno())
 
 
-def index_of(source: Checkpoint, rows: Mapping[str, int]) -> dict[str, Any] | None:
+def index_of(source: Checkpoint, new: Mapping[str, NewTensor]) -> dict[str, Any] | None:
     """The target's model.safetensors.index.json; None where the source has none.
 
     total_size is in bytes, total_parameters in elements. Where the source counts its parameters
@@ -170,11 +186,10 @@ def index_of(source: Checkpoint, rows: Mapping[str, int]) -> dict[str, Any] | No
     metadata = dict(source.index.get("metadata") or {})
     stated = metadata.get("total_parameters")
     parameters = stated if type(stated) is int else counted
-    for span in source.tensors:
-        if span.name in rows:
-            more = rows[span.name] - span.shape[0]
-            parameters += more * prod(span.shape[1:])
-            total_size += more * (span.length // span.shape[0])
+    for made in new.values():
+        span = made.tensor.span
+        parameters += prod(made.shape) - prod(span.shape)
+        total_size += made.length - span.length
     metadata |= {"total_parameters": parameters, "total_size": total_size}
     weight_map = {
         span.name: target_name(shard) for shard in source.shards for span in shard.tensors

@@ -51,7 +51,11 @@ class Overlap:
 
 
 def match(
-    source: Vocabulary, target: Vocabulary, rule: Match = "bytes", source_rows: int | None = None
+    source: Vocabulary,
+    target: Vocabulary,
+    rule: Match = "bytes",
+    source_rows: int | None = None,
+    mapped: Mapping[int, int] | None = None,
 ) -> Overlap:
     """Match two vocabularies.
 
@@ -60,6 +64,7 @@ def match(
     before a byte-fallback piece, then the lowest id.
     "exact": plain equality of the strings, over all tokens, as in CLP-Transfer.
 
+    `mapped` goes before: source id, or MISSING, by target id.
     Source ids from `source_rows` on have no row, and match nothing. Raises VocabularyError if no
     token is shared.
     """
@@ -73,7 +78,10 @@ def match(
     for token, piece in enumerate(target.pieces):
         if piece is None:
             continue
-        found, how = finder.find(target, token, piece)
+        if mapped is not None and token in mapped:
+            found, how = mapped[token], "mapped"
+        else:
+            found, how = finder.find(target, token, piece)
         source_of[token] = found
         if found != MISSING:
             counts[how] = counts.get(how, 0) + 1
