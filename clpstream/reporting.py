@@ -55,7 +55,13 @@ def make_report(plan: Plan, prepared: Prepared | None = None) -> Report:
         pass_through=PassThrough(len(passing), sum(span.length for span in passing)),
         special_tokens=_special_tokens(plan),
         files=tuple(sorted([*plan.written, *plan.copied_files])),
-        left_behind=tuple(left_behind(plan.source.directory, plan.copied_files)),
+        left_behind=tuple(
+            left_behind(
+                plan.source.directory,
+                plan.copied_files,
+                {shard.path.name for shard in plan.source.shards},
+            )
+        ),
         examples=() if prepared is None else _examples(plan, prepared),
         warnings=(*plan.warnings, *_guard_warnings(plan, guarded)),
     )

@@ -231,8 +231,17 @@ MISTAKES: dict[str, Mistake] = {
         remove(FIRST, SECOND, INDEX), ("source", "safetensors")
     ),
     "no safetensors in the helper": Mistake(remove(HELPER), ("helper", "safetensors")),
-    "only .bin files": Mistake(
-        move(HELPER, "helper/pytorch_model.bin"), ("helper", ".bin", "safe_serialization")
+    "safetensors by the name of a PyTorch file": Mistake(
+        move(HELPER, "helper/pytorch_model.bin"),
+        ("helper/pytorch_model.bin", "not a file of torch.save"),
+    ),
+    "PyTorch shards without their index": Mistake(
+        move(HELPER, "helper/pytorch_model-00001-of-00002.bin"),
+        ("helper", "pytorch_model.bin.index.json"),
+    ),
+    "a PyTorch file that would run a command": Mistake(
+        both(remove(HELPER), put("helper/pytorch_model.bin", b"cos\nsystem\n(S'false'\ntR.")),
+        ("helper/pytorch_model.bin", "os.system", "malicious"),
     ),
     "shards without their index": Mistake(remove(INDEX), ("source", "index.json")),
     # Git LFS pointers

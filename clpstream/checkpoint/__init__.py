@@ -5,6 +5,7 @@ from clpstream.checkpoint.dtypes import FLOATS
 from clpstream.checkpoint.names import VOCABULARY_SIZE
 from clpstream.checkpoint.rows import TensorRows
 from clpstream.checkpoint.safetensors_file import Shard, TensorSpan, header_bytes, read_shard
+from clpstream.checkpoint.strided import c_order_blocks
 from clpstream.checkpoint.vocabulary_tensors import (
     VocabularyTensor,
     find_vocabulary_tensors,
@@ -25,6 +26,7 @@ __all__ = [
     "TensorRows",
     "TensorSpan",
     "VocabularyTensor",
+    "c_order_blocks",
     "find_vocabulary_tensors",
     "fingerprint",
     "header_bytes",

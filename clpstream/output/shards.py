@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from math import prod
 from pathlib import Path
@@ -13,8 +14,15 @@ from typing import Any
 
 import numpy.typing as npt
 
-from clpstream.checkpoint import Checkpoint, Shard, VocabularyTensor, header_bytes
-from clpstream.errors import OutputError
+from clpstream.checkpoint import (
+    Checkpoint,
+    Shard,
+    TensorSpan,
+    VocabularyTensor,
+    c_order_blocks,
+    header_bytes,
+)
+from clpstream.errors import CheckpointError, OutputError
 from clpstream.progress import Update
 
 _COPY_BYTES = 64 << 20
@@ -58,12 +66,23 @@ class NewTensor:
 
 
 @dataclass(frozen=True)
+class StridedTensor:
+    """A tensor that passes through, but does not lie in C order in the source."""
+
+    span: TensorSpan
+
+    @property
+    def length(self) -> int:
+        return self.span.length
+
+
+@dataclass(frozen=True)
 class TargetShard:
     """A shard to write: its header, then its parts one after the other."""
 
     name: str
     header: bytes
-    parts: tuple[CopiedRange | NewTensor, ...]
+    parts: tuple[CopiedRange | StridedTensor | NewTensor, ...]
 
     @property
     def size(self) -> int:
@@ -71,14 +90,31 @@ class TargetShard:
 
 
 def plan_shards(source: Checkpoint, new: Mapping[str, NewTensor]) -> tuple[TargetShard, ...]:
-    """The target's shards: the source's, but for the tensors that are in `new` by name."""
-    return tuple(_plan_shard(shard, new) for shard in source.shards)
+    """The target's shards: the source's, but for the tensors that are in `new` by name.
+
+    Raises CheckpointError if two of the source's would get the same name.
+    """
+    shards = tuple(_plan_shard(shard, new) for shard in source.shards)
+    if len({shard.name for shard in shards}) < len(shards):
+        names = ", ".join(shard.path.name for shard in source.shards)
+        raise CheckpointError(
+            f"{source.directory}: two of its shards would get the same name ({names}); rename one"
+        )
+    return shards
+
+
+def target_name(shard: Shard) -> str:
+    """The shard's file name in the target: the source's, whose .bin becomes .safetensors."""
+    if shard.path.suffix != ".bin":
+        return shard.path.name
+    return re.sub("^pytorch_model", "model", shard.path.stem) + ".safetensors"
 
 
 def _plan_shard(shard: Shard, new: Mapping[str, NewTensor]) -> TargetShard:
-    if not any(span.name in new for span in shard.tensors):
-        return TargetShard(shard.path.name, b"", (CopiedRange(shard.path, 0, shard.size),))
-    parts: list[CopiedRange | NewTensor] = []
+    name = target_name(shard)
+    if name == shard.path.name and not any(span.name in new for span in shard.tensors):
+        return TargetShard(name, b"", (CopiedRange(shard.path, 0, shard.size),))
+    parts: list[CopiedRange | StridedTensor | NewTensor] = []
     described = []
     for is_new, run in groupby(shard.tensors, lambda span: span.name in new):
         spans = list(run)
@@ -88,9 +124,22 @@ def _plan_shard(shard: Shard, new: Mapping[str, NewTensor]) -> TargetShard:
             parts += made
         else:
             described += [(span.name, span.dtype, span.shape, span.length) for span in spans]
-            length = sum(span.length for span in spans)
-            parts.append(CopiedRange(shard.path, spans[0].offset, length))
-    return TargetShard(shard.path.name, header_bytes(described, shard.metadata), tuple(parts))
+            parts += _passed(spans)
+    return TargetShard(name, header_bytes(described, shard.metadata), tuple(parts))
+
+
+def _passed(spans: list[TensorSpan]) -> list[CopiedRange | StridedTensor]:
+    """Parts for tensors that pass through: adjacent ones are one range."""
+    parts: list[CopiedRange | StridedTensor] = []
+    for span in spans:
+        last = parts[-1] if parts else None
+        if span.strides is not None:
+            parts.append(StridedTensor(span))
+        elif isinstance(last, CopiedRange) and last.offset + last.length == span.offset:
+            parts[-1] = replace(last, length=last.length + span.length)
+        else:
+            parts.append(CopiedRange(span.path, span.offset, span.length))
+    return parts
 
 
 def write_shard(
@@ -111,12 +160,16 @@ def write_shard(
                 _copy_range(part, file.fileno(), progress)
                 continue
             written = 0
-            for block in rows(part):
+            if isinstance(part, StridedTensor):
+                name, blocks = part.span.name, c_order_blocks(part.span)
+            else:
+                name, blocks = part.tensor.name, rows(part)
+            for block in blocks:
                 _write_all(file.fileno(), block.data.cast("B"))
                 written += block.nbytes
                 progress(block.nbytes)
             if written != part.length:
-                raise OutputError(f"{path}: {part.tensor.name}: {written} of {part.length} bytes")
+                raise OutputError(f"{path}: {name}: {written} of {part.length} bytes")
         os.fsync(file.fileno())
 
 
@@ -138,7 +191,9 @@ def index_of(source: Checkpoint, new: Mapping[str, NewTensor]) -> dict[str, Any]
         parameters += prod(made.shape) - prod(span.shape)
         total_size += made.length - span.length
     metadata |= {"total_parameters": parameters, "total_size": total_size}
-    weight_map = {span.name: shard.path.name for shard in source.shards for span in shard.tensors}
+    weight_map = {
+        span.name: target_name(shard) for shard in source.shards for span in shard.tensors
+    }
     return {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
 
 

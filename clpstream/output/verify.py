@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clpstream.checkpoint import Checkpoint, open_checkpoint
 from clpstream.errors import OutputError
-from clpstream.output.shards import NewTensor
+from clpstream.output.shards import NewTensor, target_name
 
 
 def verify(target: Path, source: Checkpoint, new: Mapping[str, NewTensor]) -> None:
@@ -27,9 +27,11 @@ def verify(target: Path, source: Checkpoint, new: Mapping[str, NewTensor]) -> No
         )
         raise OutputError(f"{target}: written wrong: {', '.join(wrong)}; please report this")
     for shard in source.shards:
-        fault = _fault_by_the_library(target / shard.path.name)
-        if fault is not None and _fault_by_the_library(shard.path) is None:
-            raise OutputError(f"{shard.path.name}: safetensors refuses it: {fault}; please report")
+        name = target_name(shard)
+        fault = _fault_by_the_library(target / name)
+        made_here = name != shard.path.name
+        if fault is not None and (made_here or _fault_by_the_library(shard.path) is None):
+            raise OutputError(f"{name}: safetensors refuses it: {fault}; please report")
 
 
 def _fault_by_the_library(path: Path) -> str | None:
