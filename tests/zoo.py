@@ -7,7 +7,7 @@ differ between the two saves are the vocabulary tensors: a truth that needs no l
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 

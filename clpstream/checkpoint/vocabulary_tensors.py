@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -66,7 +66,18 @@ class VocabularyTensor:
 
     def plane(self, index: int) -> TensorRows:
         """One of its matrices."""
-        return TensorRows(self.span, self.axis, index)
+        span, axis = self.span, self.axis
+        strides = span.strides or tuple(prod(span.shape[a + 1 :]) for a in range(len(span.shape)))
+        place = np.unravel_index(index, span.shape[:axis]) if axis else ()
+        skipped = sum(int(at) * step for at, step in zip(place, strides, strict=False))
+        part = replace(
+            span,
+            offset=span.offset + skipped * span.length // prod(span.shape),
+            length=span.length // self.planes,
+            shape=span.shape[axis:],
+            strides=span.strides and span.strides[axis:],
+        )
+        return TensorRows(part)
 
 
 def find_vocabulary_tensors(
