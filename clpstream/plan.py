@@ -13,6 +13,7 @@ from clpstream.checkpoint import (
     VocabularyTensor,
     find_vocabulary_tensors,
     input_embeddings,
+    input_embeddings_name,
     is_tied,
     known_vocabulary_tensors,
     open_checkpoint,
@@ -107,7 +108,7 @@ def make_plan(
     rule = _method(method)
     if shared not in get_args(Shared):
         raise TransferError(f"shared is {shared!r}; it can be {', '.join(get_args(Shared))}")
-    big, small = open_checkpoint(source), open_checkpoint(helper)
+    big, small = open_checkpoint(source), open_checkpoint(helper, only=input_embeddings_name)
     if not (big.directory / "config.json").exists():
         raise CheckpointError(f"{big.directory}: no config.json in it; the target needs one")
     tensors = find_vocabulary_tensors(big, vocab_tensors, pass_through)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from clpstream.checkpoint import Checkpoint, fingerprint
+from clpstream.hub import model_name
 from clpstream.output.report import (
     Anchor,
     Counts,
@@ -60,7 +61,7 @@ def make_report(plan: Plan, prepared: Prepared | None = None) -> Report:
 
 def _input(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Input:
     return Input(
-        name=checkpoint.directory.resolve().name,
+        name=model_name(checkpoint.directory),
         model_type=checkpoint.config.get("model_type"),
         fingerprint=fingerprint(checkpoint),
         tokenizer=hashlib.sha256(vocabulary.path.read_bytes()).hexdigest(),

@@ -28,6 +28,8 @@ def progress_for(stream: TextIO | None, quiet: bool) -> Progress:
 class Bars(Progress):
     """tqdm bars, with what is done, the rate and the time left."""
 
+    bars = True
+
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,12 @@ from clpstream.inputs import read_json, read_json_if_there
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+WEIGHTS = ((SINGLE_FILE, INDEX_FILE), ("pytorch_model.bin", "pytorch_model.bin.index.json"))
+"""A file with all tensors, or an index of several; the first that is there counts."""
+
+Pick = Callable[[Iterable[str]], str | None]
+"""Which of a checkpoint's tensors is needed, if not all."""
+
 _SAMPLE_BYTES = 65_536
 
 
@@ -35,8 +41,10 @@ class Checkpoint:
         return (span for shard in self.shards for span in shard.tensors)
 
 
-def open_checkpoint(directory: str | Path) -> Checkpoint:
+def open_checkpoint(directory: str | Path, only: Pick | None = None) -> Checkpoint:
     """Open a checkpoint directory: model.safetensors, or the shards that its index names.
+
+    only: opens just the shard with the tensor that it picks; the others need not be there.
 
     Raises CheckpointError for whatever keeps it from being read: see `read_shard`.
     """
@@ -48,9 +56,15 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
         index, names = None, [SINGLE_FILE]
     elif (directory / INDEX_FILE).exists():
         index = read_json(directory / INDEX_FILE)
-        names = _shard_names(directory, index)
+        names = shard_names(directory / INDEX_FILE, index, only)
     else:
         raise CheckpointError(f"{directory}: {_what_is_there_instead(directory)}")
+    for name in names:
+        if index is not None and not (directory / name).is_file():
+            raise CheckpointError(
+                f"{directory / INDEX_FILE}: it names {name}, which is not in {directory}; download "
+                "the missing shard"
+            )
     shards = tuple(read_shard(directory / name) for name in names)
     _check_names(directory, shards, index)
     return Checkpoint(directory, read_json_if_there(directory / "config.json"), shards, index)
@@ -74,8 +88,11 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
-def _shard_names(directory: Path, index: dict[str, Any]) -> list[str]:
-    where = directory / INDEX_FILE
+def shard_names(where: Path, index: dict[str, Any], only: Pick | None = None) -> list[str]:
+    """Files that the index `where` names: all, or the one with the tensor that `only` picks.
+
+    Raises CheckpointError for an index that is none, or names files outside its directory.
+    """
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(
@@ -90,15 +107,14 @@ def _shard_names(directory: Path, index: dict[str, Any]) -> list[str]:
         plain = isinstance(name, str) and Path(name).name == name
         if not plain or not name.endswith(".safetensors"):
             raise CheckpointError(
-                f"{where}: it names {name!r}, which is not a safetensors file in {directory}; use "
-                "an index that belongs to its shards"
+                f"{where}: it names {name!r}, which is not a safetensors file in {where.parent}; "
+                "use an index that belongs to its shards"
             )
         names[name] = None
-        if not (directory / name).is_file():
-            raise CheckpointError(
-                f"{where}: it names {name}, which is not in {directory}; download the missing shard"
-            )
-    return sorted(names)
+    if only is None:
+        return sorted(names)
+    tensor = only(weight_map)
+    return [] if tensor is None else [weight_map[tensor]]
 
 
 def _check_names(directory: Path, shards: tuple[Shard, ...], index: dict[str, Any] | None) -> None:
@@ -111,8 +127,9 @@ def _check_names(directory: Path, shards: tuple[Shard, ...], index: dict[str, An
                     f"{shard.path.name}; download the model again"
                 )
             home[span.name] = shard.path.name
+    opened = {shard.path.name for shard in shards}
     for name, file in (index or {}).get("weight_map", {}).items():
-        if home.get(name) != file:
+        if file in opened and home.get(name) != file:
             raise CheckpointError(
                 f"{directory / INDEX_FILE}: it says that tensor '{name}' is in {file}, which does "
                 "not hold it; the index does not belong to these shards: download it again"

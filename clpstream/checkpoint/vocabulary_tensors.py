@@ -125,6 +125,12 @@ def input_embeddings(
     return found[0]
 
 
+def input_embeddings_name(names: Iterable[str]) -> str | None:
+    """The tensor that `input_embeddings` would find, as far as names tell."""
+    found = (name for name in names if vocabulary_role(name) == "input embeddings")
+    return min(found, key=lambda name: (len(name), name), default=None)
+
+
 def is_tied(tensors: Collection[VocabularyTensor]) -> bool:
     """Whether the output head is the input embeddings: no head of its own, or equal bytes.
 
