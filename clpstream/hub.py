@@ -7,6 +7,7 @@ obeyed as everywhere. It is imported only when there is something to fetch.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -35,6 +36,9 @@ _SMALL_FILES: dict[Part, tuple[str, ...]] = {
 """What is fetched besides the shards: of a helper, only the one with its input embeddings."""
 
 _ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(/[\w.-]+)?)(@(?P<revision>[^\s@][^\s]*))?", re.ASCII)
+
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,13 @@ def cache_entry(directory: Path) -> Path:
 
     A directory outside the cache is returned as it is.
     """
-    snapshots = directory.parent
-    in_cache = snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--")
-    return snapshots.parent if in_cache else directory
+    entry, snapshots = directory.parent.parent, directory.parent
+    in_cache = (
+        entry.name.startswith("models--")
+        and snapshots.name == "snapshots"
+        and _COMMIT.fullmatch(directory.name)
+    )
+    return entry if in_cache else directory
 
 
 def _fetch(model: _Model, part: Part, progress: Progress) -> Path:
@@ -154,21 +162,21 @@ def _download(model: _Model, snapshot: Path, names: list[str], progress: Progres
 @contextlib.contextmanager
 def _speaking(bars: bool) -> Iterator[None]:
     """Let huggingface_hub draw bars or not, and log no warnings: what matters is an error here."""
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils.logging import get_verbosity, set_verbosity
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
         disable_progress_bars,
         enable_progress_bars,
     )
 
-    verbosity, silenced = logging.get_verbosity(), not bars and not are_progress_bars_disabled()
-    logging.set_verbosity(logging.ERROR)
+    verbosity, silenced = get_verbosity(), not bars and not are_progress_bars_disabled()
+    set_verbosity(logging.ERROR)
     if silenced:
         disable_progress_bars()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        set_verbosity(verbosity)
         if silenced:
             enable_progress_bars()
 

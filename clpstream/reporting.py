@@ -69,6 +69,7 @@ def _input(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Input:
         parameters=sum(prod(span.shape) for span in checkpoint.tensors),
         bytes=sum(shard.size for shard in checkpoint.shards),
         shards=len(checkpoint.shards),
+        of_shards=len(set(checkpoint.index["weight_map"].values())) if checkpoint.index else 1,
     )
 
 

@@ -100,15 +100,16 @@ def shard_names(where: Path, index: dict[str, Any], only: Pick | None = None) ->
         )
     if not isinstance(index.get("metadata", {}), dict):
         raise CheckpointError(f"{where}: its metadata is not an object; download it again")
+    suffix = Path(where.name.removesuffix(".index.json")).suffix
     names: dict[str, None] = {}  # a large model has a hundred thousand tensors in few shards
     for name in weight_map.values():
         if isinstance(name, str) and name in names:
             continue
         plain = isinstance(name, str) and Path(name).name == name
-        if not plain or not name.endswith(".safetensors"):
+        if not plain or not name.endswith(suffix):
             raise CheckpointError(
-                f"{where}: it names {name!r}, which is not a safetensors file in {where.parent}; "
-                "use an index that belongs to its shards"
+                f"{where}: it names {name!r}, which is not a {suffix} file in {where.parent}; use "
+                "an index that belongs to its shards"
             )
         names[name] = None
     if only is None:
