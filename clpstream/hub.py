@@ -52,6 +52,19 @@ class _Model:
         return self.name if self.revision is None else f"{self.name}@{self.revision}"
 
 
+@dataclass(frozen=True)
+class _Snapshot:
+    """A commit of a model: its directory in the cache, and the names of its files.
+
+    online: whether the Hub can be reached; if not, the names may be those in the directory only.
+    """
+
+    model: _Model
+    directory: Path
+    names: list[str]
+    online: bool
+
+
 def local_directory(model: str | Path, part: Part, progress: Progress) -> Path:
     """The directory of a model: the one named if it exists, else a snapshot in the Hub's cache.
 
@@ -98,51 +111,57 @@ def _fetch(model: _Model, part: Part, progress: Progress) -> Path:
 
     with _explaining(model), _speaking(bars=False):
         # no files yet: this finds the commit, also in the cache if the Hub can't be reached
-        snapshot = Path(snapshot_download(model.name, revision=model.revision, allow_patterns=[]))
-        names = _listing(model, snapshot)
-    wanted = matching(names, _SMALL_FILES[part])
+        folder = snapshot_download(model.name, revision=model.revision, allow_patterns=[])
+    snapshot = _Snapshot(model, Path(folder), *_listing(model, Path(folder)))
+    wanted = matching(snapshot.names, _SMALL_FILES[part])
     if part != "tokenizer":
-        wanted += _weights(model, snapshot, names, part)
-    _download(model, snapshot, wanted, progress)
-    return snapshot
+        wanted += _weights(snapshot, part)
+    _download(snapshot, wanted, progress)
+    return snapshot.directory
 
 
-def _listing(model: _Model, snapshot: Path) -> list[str]:
-    """Names of the model's files, the whole list if it can be had."""
+def _listing(model: _Model, directory: Path) -> tuple[list[str], bool]:
+    """Names of the files of a snapshot, and whether the Hub gave them."""
     import huggingface_hub
 
+    commit = directory.name
+    with contextlib.suppress(*_failures()):
+        found = huggingface_hub.HfApi().model_info(model.name, revision=commit).siblings or []
+        return [file.rfilename for file in found], True
     cached_tree = getattr(huggingface_hub, "get_cached_repo_tree", None)  # new in 2026
     if cached_tree is not None:
         with contextlib.suppress(huggingface_hub.errors.CachedRepoTreeNotFoundError):
-            return [file.path for file in cached_tree(model.name, revision=snapshot.name)]
-    with contextlib.suppress(*_failures()):
-        return huggingface_hub.HfApi().list_repo_files(model.name, revision=snapshot.name)
-    there = [str(p.relative_to(snapshot)) for p in sorted(snapshot.rglob("*")) if p.is_file()]
+            return [file.path for file in cached_tree(model.name, revision=commit)], False
+    there = [str(p.relative_to(directory)) for p in sorted(directory.rglob("*")) if p.is_file()]
     # what no model does without is taken to exist, so that its absence is noticed
     needed = (("config.json",), [name for pair in WEIGHTS for name in pair], VOCABULARY_FILES)
-    return there + [group[0] for group in needed if not matching(there, group)]
+    return there + [group[0] for group in needed if not matching(there, group)], False
 
 
-def _weights(model: _Model, snapshot: Path, names: list[str], part: Part) -> list[str]:
+def _weights(snapshot: _Snapshot, part: Part) -> list[str]:
     """The files with the tensors that are needed; safetensors go first."""
     for single, index in WEIGHTS:
-        if single in names:
+        if single in snapshot.names:
             return [single]
-        if index in names:
-            _download(model, snapshot, [index], Progress())
+        if index in snapshot.names:
+            _download(snapshot, [index], Progress())
             only = input_embeddings_name if part == "helper" else None
-            where = snapshot / index
+            where = snapshot.directory / index
             return [index, *shard_names(where, read_json(where), only)]
     return []
 
 
-def _download(model: _Model, snapshot: Path, names: list[str], progress: Progress) -> None:
+def _download(snapshot: _Snapshot, names: list[str], progress: Progress) -> None:
+    """Fetch those of the files that are not in the cache, one after the other: Ctrl-C works."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    absent = [name for name in names if not (snapshot / name).is_file()]
+    model, directory = snapshot.model, snapshot.directory
+    absent = [name for name in names if not (directory / name).is_file()]
     if not absent:
         return
+    if not snapshot.online:
+        raise _not_cached(snapshot, absent[0])
     shown = Progress() if progress.bars else progress  # huggingface_hub draws a bar for each file
     with (
         _explaining(model),
@@ -151,12 +170,16 @@ def _download(model: _Model, snapshot: Path, names: list[str], progress: Progres
     ):
         for name in absent:
             try:
-                hf_hub_download(model.name, name, revision=snapshot.name)
+                hf_hub_download(model.name, name, revision=directory.name)
             except LocalEntryNotFoundError:
-                raise CheckpointError(
-                    f"{model}: {name} of it is not in the cache ({snapshot}), and {_offline()}"
-                ) from None
+                raise _not_cached(snapshot, name) from None
             update(1)
+
+
+def _not_cached(snapshot: _Snapshot, name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{snapshot.model}: {name} is not in the cache ({snapshot.directory}), and {_offline()}"
+    )
 
 
 @contextlib.contextmanager
