@@ -168,8 +168,8 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("helper", type=click.Path(path_type=Path))
+@click.argument("source", type=click.Path())  # str: a Path would change some ids
+@click.argument("helper", type=click.Path())
 @click.argument("output", type=click.Path(path_type=Path))
 @_conversion_options
 @_option(
@@ -194,12 +194,14 @@ def cli() -> None:
 )
 @click.pass_context
 def convert(
-    context: click.Context, /, source: Path, helper: Path, output: Path, **options: Any
+    context: click.Context, /, source: str, helper: str, output: Path, **options: Any
 ) -> None:
     """Write to OUTPUT the model SOURCE with the vocabulary of HELPER.
 
     SOURCE is the checkpoint whose weights are kept; HELPER is a (small) one in the target language,
-    with the tokenizer that OUTPUT gets. All three are directories in Hugging Face layout.
+    with the tokenizer that OUTPUT gets. All three are directories in Hugging Face layout. SOURCE
+    and HELPER can also be models on the Hugging Face Hub, ORG/NAME or ORG/NAME@REVISION: of these,
+    the files that are needed are fetched into the Hub's cache, also for a dry run.
     """
     from clpstream.conversion import convert as run
 

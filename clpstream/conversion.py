@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from clpstream.checkpoint import FLOATS, TensorRows
 from clpstream.errors import NotFiniteError, OutputError
+from clpstream.hub import cache_entry, local_directory
 from clpstream.origins import NO_ROW
 from clpstream.output.files import json_bytes, write_file
 from clpstream.output.report import REPORT_FILE, Report, peak_memory
@@ -86,10 +87,12 @@ def convert(
 ) -> Conversion:
     """Write to `output` the source checkpoint with the helper's vocabulary.
 
-    source, helper: directories of Hugging Face checkpoints. output: a directory that is not there
-    yet, or that `overwrite` lets this replace; it appears only once it is whole.
-    tokenizer: directory of the target's tokenizer, where it is not the helper's. Its tokens that
-    neither source nor helper has are made from the source tokens that they split into.
+    source, helper: directories of Hugging Face checkpoints, or as str the ids of models on the
+    Hub, ORG/NAME or ORG/NAME@REVISION: of these, what is needed is fetched into the Hub's cache.
+    output: a directory that is not there yet, or that `overwrite` lets this replace; it appears
+    only once it is whole.
+    tokenizer: directory or id of the target's tokenizer, where it is not the helper's. Its tokens
+    that neither source nor helper has are made from the source tokens that they split into.
     method: "knn", "clp", or an object such as Knn(neighbors=5).
     match: how tokens are matched, see `clpstream.match`.
     shared: "copy" keeps the source rows of tokens that both vocabularies have, bit for bit.
@@ -98,17 +101,18 @@ def convert(
     input embeddings and the first for output heads.
     pad_to_multiple_of: the number of rows is rounded up to a multiple of this.
     vocab_tensors, pass_through: names of source tensors that clpstream can't tell by itself.
-    dry_run: find out what would happen, and write nothing.
+    dry_run: find out what would happen, and write nothing (but to the Hub's cache).
 
     Raises a ClpstreamError that says what is wrong and what to do; nothing is left behind then.
     """
     begin = time.monotonic()
     output = Path(os.path.normpath(output))  # 'new/../x' would leave 'new' behind
     progress = progress or Progress()
+    check_place(output, [], overwrite)  # before anything is fetched
     plan = make_plan(
-        source,
-        helper,
-        tokenizer=tokenizer,
+        local_directory(source, "source", progress),
+        local_directory(helper, "helper", progress),
+        tokenizer=None if tokenizer is None else local_directory(tokenizer, "tokenizer", progress),
         method=method,
         match_by=match,
         shared=shared,
@@ -118,7 +122,7 @@ def convert(
         vocab_tensors=vocab_tensors,
         pass_through=pass_through,
     )
-    check_place(output, plan.inputs, overwrite)
+    check_place(output, [cache_entry(directory) for directory in plan.inputs], overwrite)
     memory = peak_memory() + plan.working_bytes
     free = free_bytes(output)
     if dry_run:

@@ -16,6 +16,7 @@ from clpstream.checkpoint import (
     VocabularyTensor,
     find_vocabulary_tensors,
     input_embeddings,
+    input_embeddings_names,
     is_tied,
     open_checkpoint,
     vocabulary_role,
@@ -122,7 +123,7 @@ def make_plan(
     _check_choice("pieces", pieces, get_args(Pieces))
     if pad_to_multiple_of < 1:
         raise TransferError(f"pad_to_multiple_of is {pad_to_multiple_of}; it must be at least 1")
-    big, small = open_checkpoint(source), open_checkpoint(helper)
+    big, small = open_checkpoint(source), open_checkpoint(helper, only=input_embeddings_names)
     if not (big.directory / "config.json").exists():
         raise CheckpointError(f"{big.directory}: no config.json in it; the target needs one")
     tensors = find_vocabulary_tensors(big, vocab_tensors, pass_through)

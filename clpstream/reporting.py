@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from clpstream.checkpoint import Checkpoint, fingerprint
+from clpstream.hub import model_name
 from clpstream.origins import NO_ROW
 from clpstream.output.report import (
     Anchor,
@@ -69,7 +70,7 @@ def make_report(plan: Plan, prepared: Prepared | None = None) -> Report:
 
 def _input(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Input:
     return Input(
-        name=checkpoint.directory.resolve().name,
+        name=model_name(checkpoint.directory),
         model_type=checkpoint.config.get("model_type"),
         fingerprint=fingerprint(checkpoint),
         tokenizer=hashlib.sha256(vocabulary.path.read_bytes()).hexdigest(),
@@ -77,6 +78,7 @@ def _input(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Input:
         parameters=sum(prod(span.shape) for span in checkpoint.tensors),
         bytes=sum(shard.size for shard in checkpoint.shards),
         shards=len(checkpoint.shards),
+        of_shards=len(set(checkpoint.index["weight_map"].values())) if checkpoint.index else 1,
     )
 
 

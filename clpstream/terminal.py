@@ -28,6 +28,8 @@ def progress_for(stream: TextIO | None, quiet: bool) -> Progress:
 class Bars(Progress):
     """tqdm bars, with what is done, the rate and the time left."""
 
+    bars = True
+
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
@@ -124,7 +126,9 @@ def size(count: float) -> str:
 
 
 def _input(entry: Input) -> str:
-    shards = f"{entry.shards} shard{'s' if entry.shards > 1 else ''}"
+    shards = f"{entry.of_shards} shard{'s' if entry.of_shards > 1 else ''}"
+    if entry.shards < entry.of_shards:
+        shards = f"{entry.shards} of {shards}"
     return (
         f"{entry.name} ({entry.model_type or 'no model type'}): {entry.parameters:,} parameters, "
         f"{size(entry.bytes)} in {shards}, {entry.tokens:,} tokens"

@@ -566,7 +566,7 @@ def test_python_m_clpstream_says_the_same(pair: Pair) -> None:
     remove("helper")(pair.source.parent)
     code, stdout, stderr = run(pair.source.parent, *TO)
     assert (code, stdout) == (2, "")
-    assert re.fullmatch(r"clpstream: helper: no such directory; give .*\n", stderr)
+    assert re.fullmatch(r"clpstream: helper: no such directory, .*\n", stderr)
 
 
 def test_an_environment_variable_out_of_range_is_a_mistake_like_the_option(pair: Pair) -> None:

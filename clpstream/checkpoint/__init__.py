@@ -1,6 +1,13 @@
 """A directory on disk -> spans, rows, and which tensors are vocabulary tensors."""
 
-from clpstream.checkpoint.directory import INDEX_FILE, Checkpoint, fingerprint, open_checkpoint
+from clpstream.checkpoint.directory import (
+    INDEX_FILE,
+    WEIGHTS,
+    Checkpoint,
+    fingerprint,
+    open_checkpoint,
+    shard_names,
+)
 from clpstream.checkpoint.dtypes import FLOATS
 from clpstream.checkpoint.names import VOCABULARY_SIZE
 from clpstream.checkpoint.rows import TensorRows
@@ -10,6 +17,7 @@ from clpstream.checkpoint.vocabulary_tensors import (
     VocabularyTensor,
     find_vocabulary_tensors,
     input_embeddings,
+    input_embeddings_names,
     is_tied,
     same_bytes,
     vocabulary_role,
@@ -21,6 +29,7 @@ __all__ = [
     "FLOATS",
     "INDEX_FILE",
     "VOCABULARY_SIZE",
+    "WEIGHTS",
     "Checkpoint",
     "Shard",
     "TensorRows",
@@ -31,10 +40,12 @@ __all__ = [
     "fingerprint",
     "header_bytes",
     "input_embeddings",
+    "input_embeddings_names",
     "is_tied",
     "open_checkpoint",
     "read_shard",
     "same_bytes",
+    "shard_names",
     "vocabulary_role",
     "vocabulary_size",
     "vocabulary_sizes",

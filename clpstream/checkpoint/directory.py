@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,12 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 TORCH_FILE = "pytorch_model.bin"
 TORCH_INDEX_FILE = "pytorch_model.bin.index.json"
+WEIGHTS = ((SINGLE_FILE, INDEX_FILE), (TORCH_FILE, TORCH_INDEX_FILE))
+"""A file with all tensors, or an index of several; the first that is there counts."""
+
+Pick = Callable[[Iterable[str]], Collection[str]]
+"""Which of a checkpoint's tensors are needed, if not all."""
+
 _SAMPLE_BYTES = 65_536
 
 
@@ -38,10 +44,11 @@ class Checkpoint:
         return (span for shard in self.shards for span in shard.tensors)
 
 
-def open_checkpoint(directory: str | Path) -> Checkpoint:
+def open_checkpoint(directory: str | Path, only: Pick | None = None) -> Checkpoint:
     """Open a checkpoint directory: model.safetensors, or the shards that its index names.
 
     Where neither is there, the same for pytorch_model.bin.
+    only: opens just the shards with the tensors that it picks; the others need not be there.
 
     Raises CheckpointError for whatever keeps it from being read: see `read_shard` and
     `read_torch_file`.
@@ -51,16 +58,22 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
         what = "is not a directory" if directory.exists() else "no such directory"
         raise CheckpointError(f"{directory}: {what}; give the directory of a Hugging Face model")
     index: dict[str, Any] | None = None
-    for single, index_file in ((SINGLE_FILE, INDEX_FILE), (TORCH_FILE, TORCH_INDEX_FILE)):
+    for single, index_file in WEIGHTS:
         if (directory / single).exists():
             names = [single]
             break
         if (directory / index_file).exists():
             index = read_json(directory / index_file)
-            names = _shard_names(directory / index_file, index)
+            names = shard_names(directory / index_file, index, only)
             break
     else:
         raise CheckpointError(f"{directory}: {_what_is_there_instead(directory)}")
+    for name in names if index is not None else ():
+        if not (directory / name).is_file():
+            raise CheckpointError(
+                f"{directory / index_file}: it names {name}, which is not in {directory}; download "
+                "the missing shard"
+            )
     read = read_torch_file if single == TORCH_FILE else read_shard
     shards = tuple(read(directory / name) for name in names)
     _check_names(directory / index_file, shards, index)
@@ -86,9 +99,11 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
-def _shard_names(where: Path, index: dict[str, Any]) -> list[str]:
-    directory = where.parent
-    kind = ".bin" if where.name == TORCH_INDEX_FILE else ".safetensors"
+def shard_names(where: Path, index: dict[str, Any], only: Pick | None = None) -> list[str]:
+    """Files that the index `where` names: all, or those with the tensors that `only` picks.
+
+    Raises CheckpointError for an index that is none, or names files outside its directory.
+    """
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(
@@ -96,22 +111,21 @@ def _shard_names(where: Path, index: dict[str, Any]) -> list[str]:
         )
     if not isinstance(index.get("metadata", {}), dict):
         raise CheckpointError(f"{where}: its metadata is not an object; download it again")
+    suffix = Path(where.name.removesuffix(".index.json")).suffix
     names: dict[str, None] = {}  # a large model has a hundred thousand tensors in few shards
     for name in weight_map.values():
         if isinstance(name, str) and name in names:
             continue
         plain = isinstance(name, str) and Path(name).name == name
-        if not plain or not name.endswith(kind):
+        if not plain or not name.endswith(suffix):
             raise CheckpointError(
-                f"{where}: it names {name!r}, which is not a {kind[1:]} file in {directory}; use "
+                f"{where}: it names {name!r}, which is not a {suffix} file in {where.parent}; use "
                 "an index that belongs to its shards"
             )
         names[name] = None
-        if not (directory / name).is_file():
-            raise CheckpointError(
-                f"{where}: it names {name}, which is not in {directory}; download the missing shard"
-            )
-    return sorted(names)
+    if only is None:
+        return sorted(names)
+    return sorted({weight_map[tensor] for tensor in only(weight_map)})
 
 
 def _check_names(where: Path, shards: tuple[Shard, ...], index: dict[str, Any] | None) -> None:
@@ -124,8 +138,9 @@ def _check_names(where: Path, shards: tuple[Shard, ...], index: dict[str, Any] |
                     f"{shard.path.name}; download the model again"
                 )
             home[span.name] = shard.path.name
+    opened = {shard.path.name for shard in shards}
     for name, file in (index or {}).get("weight_map", {}).items():
-        if home.get(name) != file:
+        if file in opened and home.get(name) != file:
             raise CheckpointError(
                 f"{where}: it says that tensor '{name}' is in {file}, which does "
                 "not hold it; the index does not belong to these shards: download it again"

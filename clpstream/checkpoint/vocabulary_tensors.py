@@ -164,6 +164,16 @@ def input_embeddings(
     return best
 
 
+def input_embeddings_names(names: Iterable[str]) -> list[str]:
+    """The tensors among which `input_embeddings` finds one, as far as names tell."""
+    names = list(names)
+    for known in (VOCABULARY_NAMES, NAMES_IF_AS_LONG):
+        entries = [entry for entry, role in known.items() if role == "input embeddings"]
+        if found := [name for name in names if _entry(name, entries) is not None]:
+            return found
+    return []
+
+
 def is_tied(tensors: Collection[VocabularyTensor]) -> bool:
     """Whether the output head is the input embeddings: no head of its own, or equal bytes.
 

@@ -16,9 +16,11 @@ REPORT_FILE = "clpstream.json"
 class Input:
     """A checkpoint that was read.
 
-    name: of its directory. fingerprint: SHA-256 of its config, and of every shard's name, size,
-    header and first and last 64 KiB of data. tokenizer: SHA-256 of its tokenizer's file.
-    tokens: in its vocabulary. parameters: elements of its tensors. bytes: of its shards.
+    name: of its directory, or for a model of the Hub ID@COMMIT. fingerprint: SHA-256 of its config,
+    and of every opened shard's name, size, header and first and last 64 KiB of data. tokenizer:
+    SHA-256 of its tokenizer's file. tokens: in its vocabulary. parameters: elements of the tensors
+    in opened shards. bytes: of these shards. shards: how many were opened, of_shards: of how many;
+    of a helper it is the one with its input embeddings.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Input:
     parameters: int
     bytes: int
     shards: int
+    of_shards: int
 
 
 @dataclass(frozen=True)

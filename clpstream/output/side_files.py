@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-TOKENIZER_FILES = (
+VOCABULARY_FILES = (
     "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
     "vocab.json",
-    "merges.txt",
     "vocab.txt",
     "tokenizer.model",
     "tokenizer.model.v*",
@@ -25,6 +21,15 @@ TOKENIZER_FILES = (
     "target.spm",
     "*.tiktoken",
     "tekken.json",
+)
+"""A tokenizer has one of these at least."""
+
+TOKENIZER_FILES = (
+    *VOCABULARY_FILES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
     "chat_template.*",
     "additional_chat_templates/*",
     "tokenization_*.py",
@@ -76,10 +81,20 @@ def left_behind(source: Path, taken: Mapping[str, Path], shards: Collection[str]
     ]
 
 
+def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """Those of a model's files that match; of directories in it, only chat templates count."""
+    folders = "additional_chat_templates"
+    return [
+        name
+        for name in names
+        if name.rpartition("/")[0] in ("", folders) and _matches(name, patterns)
+    ]
+
+
 def _files(directory: Path) -> list[str]:
     inside = [*directory.glob("*"), *directory.glob("additional_chat_templates/*")]
     return sorted(str(path.relative_to(directory)) for path in inside if path.is_file())
 
 
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch(name.upper(), pattern.upper()) for pattern in patterns)
