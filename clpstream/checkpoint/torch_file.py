@@ -236,8 +236,8 @@ def _read_legacy(path: Path, file: _File) -> tuple[Any, dict[str, range], range]
     """As `_read_zip`."""
     if file.at(257, 5) == b"ustar":
         raise CheckpointError(
-            f"{path}: the tar format of the first torch versions, which is not read; load it with torch "
-            "and save it again"
+            f"{path}: the tar format of the first torch versions, which is not read; load it with "
+            "torch and save it again"
         )
     try:
         magic = load(file, _CALLS, _no_persistent)
