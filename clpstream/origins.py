@@ -81,7 +81,7 @@ def find_origins(
     shared = match(source, target, rule, source_rows, fixed)
     own = helper is target
     anchors = shared if own else match(source, helper, rule, source_rows)
-    anchor_rows = anchors.shared[anchors.shared < helper_rows]
+    anchor_rows = anchors.anchors[anchors.anchors < helper_rows]
 
     helper_of = (
         np.arange(target.size) if own else match(helper, target, rule, helper_rows).source_of
@@ -128,7 +128,7 @@ def _source_tokens(source: Vocabulary, split: Splitter, limit: int, text: str) -
     token = _token(source, text)
     if token is not None and token < limit:
         return (token,)
-    found = split(text.encode(), prefixed=True)
+    found = split(text.encode(), space_before=True)
     if not found:
         raise VocabularyError(
             f"{source.path}: {text!r} is no token of it, and can't be split into its tokens; give "

@@ -19,7 +19,7 @@ from clpstream.checkpoint import (
     is_tied,
     open_checkpoint,
     vocabulary_role,
-    vocabulary_sizes,
+    vocabulary_size,
 )
 from clpstream.errors import CheckpointError, TransferError
 from clpstream.inputs import read_json, read_json_if_there, refuse_lfs_pointer
@@ -147,7 +147,7 @@ def make_plan(
     files = side_files(big.directory, tokenizer_directory)
     for path in files.values():
         refuse_lfs_pointer(path)
-    base_rows = _base_rows(big, tensors)
+    base_rows = vocabulary_size(big.config, source_rows)
     made = {t.name: NewTensor(t, origins.rows + t.rows - base_rows) for t in tensors}
     written, notes = _json_files(big, tokenizer_directory, new, origins, made, base_rows)
     return Plan(
@@ -207,18 +207,6 @@ def _check_helper(embeddings: VocabularyTensor, vocabulary: Vocabulary) -> None:
             )
 
 
-def _base_rows(source: Checkpoint, tensors: tuple[VocabularyTensor, ...]) -> int:
-    """How many rows of the source's tables are for its vocabulary, padding included.
-
-    Some classes make tables longer than config.json's vocab_size by a number of their own, for one
-    table (mllama) or for all (cpmant); that many stay behind the target's rows.
-    """
-    fewest = min(tensor.rows for tensor in tensors)
-    size = source.config.get("vocab_size")
-    known = fewest in vocabulary_sizes(source.config)
-    return size if not known and type(size) is int and 0 < size < fewest else fewest
-
-
 def _spare(vocabulary: Vocabulary, rows: int) -> npt.NDArray[np.int64]:
     """Some ids below `rows` that no token has: gaps and padding."""
     gaps = [token for token, piece in enumerate(vocabulary.pieces[:rows]) if piece is None]
@@ -273,7 +261,7 @@ def _vocabulary_warnings(
     old: Vocabulary, new: Vocabulary, source_rows: int, match_by: Match
 ) -> list[str]:
     """What is odd about the two vocabularies and how their special tokens match."""
-    warnings = []
+    warnings = [*old.notes, *new.notes]
     if old.size > source_rows:
         warnings.append(
             f"{old.path}: token ids from {source_rows} to {old.size - 1} have no row in the "
@@ -284,7 +272,7 @@ def _vocabulary_warnings(
             f"{new.path}: the {role} token {piece!r} of tokenizer_config.json is not in the "
             "tokenizer; transformers gives it an id without a row"
         )
-    for token in dict.fromkeys(new.roles.values()) if match_by == "bytes" else ():
+    for token in dict.fromkeys(new.roles.values()) if match_by != "exact" else ():
         named = [role for role, own in new.roles.items() if own == token and role in old.roles]
         if len({old.roles[role] for role in named}) > 1:
             warnings.append(

@@ -37,7 +37,7 @@ from torch_files import (
 )
 
 import clpstream
-from clpstream.checkpoint import TensorRows, c_order_blocks
+from clpstream.checkpoint import TensorRows, VocabularyTensor, c_order_blocks
 from clpstream.checkpoint.torch_file import read_torch_file
 
 FORMATS = ("zip", "legacy")
@@ -116,7 +116,7 @@ def test_strided_tensors_are_read_in_c_order(tmp_path, form):
             assert np.array_equal(rows[ids], view[ids].reshape(3, -1))
             assert np.array_equal(rows[:], view.reshape(len(view), -1))
             for plane in range(len(view) if view.ndim > 1 else 0):
-                columns = TensorRows(span, axis=1, plane=plane)
+                columns = VocabularyTensor(span, "output head", "", axis=1).plane(plane)
                 assert np.array_equal(columns[:], view[plane].reshape(view.shape[1], -1))
     contiguous = {"plain", "scalar", "empty", "one row"}
     assert {name for name, span in spans.items() if span.strides is None} == contiguous

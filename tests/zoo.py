@@ -7,7 +7,7 @@ differ between the two saves are the vocabulary tensors: a truth that needs no l
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,7 +48,9 @@ def species() -> dict[str, Species]:
     """All architectures by name: the model type, or the model type and what is special."""
     found: dict[str, Species] = {}
     for mapping in MAPPINGS:
-        for model_type, name in getattr(modeling_auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES").items():
+        for model_type, name in getattr(
+            modeling_auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES"
+        ).items():
             if model_type not in WITHOUT_TEXT:
                 class_name = name if isinstance(name, str) else name[0]
                 found.setdefault(model_type, Species(model_type, class_name))
@@ -143,7 +145,9 @@ SMALL: dict[str, Any] = {
 
 VOCABULARY_KEYS = ("vocab_size", "vocab_size_per_layer_input", "n_words", "text_vocab_size",
                    "src_vocab_size", "tgt_vocab_size", "decoder_vocab_size", "unpadded_vocab_size")  # fmt: skip
-NOT_TEXT = re.compile("vision|audio|image_config|codebook|depth|talker|qformer|protein|projector|code_predictor|word_timestamp")
+NOT_TEXT = re.compile(
+    "vision|audio|image_config|codebook|depth|talker|qformer|protein|projector|code_predictor|word_timestamp"
+)
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "depth")
 DERIVED = ("id2label", "label2id", "transformers_version", "architectures", "_name_or_path",
@@ -263,6 +267,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
 """Settings of models that the rules above do not make buildable; "rows" is the vocabulary's size."""
+
 
 def changed(settings: dict[str, Any], changes: dict[str, Any], rows: int) -> dict[str, Any]:
     """Settings with changes put in at every level."""

@@ -13,6 +13,7 @@ from clpstream.checkpoint.vocabulary_tensors import (
     is_tied,
     same_bytes,
     vocabulary_role,
+    vocabulary_size,
     vocabulary_sizes,
 )
 
@@ -35,5 +36,6 @@ __all__ = [
     "read_shard",
     "same_bytes",
     "vocabulary_role",
+    "vocabulary_size",
     "vocabulary_sizes",
 ]

@@ -30,6 +30,7 @@ VOCABULARY_NAMES: dict[str, Role] = {
     "tokens_embed.weight": "input embeddings",  # openai-gpt
     "token_embedding.weight": "input embeddings",  # cohere_asr
     "shared.weight": "input embeddings",  # t5, bart
+    "value_embeddings.weight": "input embeddings",  # neomme
     "input_embedding.weight": "input embeddings",  # cpmant
     "llm.embed.weight": "input embeddings",  # inkling2
     "embed_tokens_per_layer.weight": "per-layer embeddings",  # gemma3n, gemma4
@@ -64,6 +65,7 @@ VOCABULARY_NAMES: dict[str, Role] = {
     "pred_layer.proj.bias": "head bias",
     "log_softmax.mlp.layer0.bias": "head bias",
     "ctc_timestamp.decoder.decoder_layers.0.bias": "head bias",
+    "embedding_decoder.bias": "head bias",  # perceiver
     "lm_loss.bias": "head bias",  # xlnet
     "final_logits_bias": "head bias",  # bart, marian, pegasus: [1, vocabulary]
 }

@@ -22,9 +22,7 @@ _WINDOW_BYTES = 16 << 20
 
 
 class TensorRows:
-    """A tensor as a read-only matrix (rows, width) on disk, its rows along `axis`.
-
-    If axes come before that one, they make several such matrices, and `plane` tells which.
+    """A tensor of shape (rows, ...) as a read-only matrix (rows, width) on disk.
 
     Indexing with a slice or an integer array gives float32 rows, and raises NotFiniteError where
     one has NaN or Inf. `words` gives the same rows bit for bit.
@@ -33,12 +31,10 @@ class TensorRows:
     resident is up to the kernel, and far more than the rows when they are scattered.
     """
 
-    def __init__(self, span: TensorSpan, axis: int = 0, plane: int = 0) -> None:
+    def __init__(self, span: TensorSpan) -> None:
         self.span = span
-        self.shape = (span.shape[axis], prod(span.shape[axis + 1 :]))
+        self.shape = (span.shape[0], prod(span.shape[1:]))
         self._dtype = (dtypes.FLOATS | dtypes.INTEGERS)[span.dtype]
-        self._offset = span.offset + plane * prod(self.shape) * self._dtype.itemsize
-        self._axis, self._before = axis, np.unravel_index(plane, span.shape[:axis])
         self._fd = open_span(span)
         weakref.finalize(self, os.close, self._fd)
 
@@ -82,7 +78,7 @@ class TensorRows:
         into = out.reshape(-1).data.cast("B") if count else memoryview(b"")
         for start, stop in runs:
             end = place + (stop - start) * row_bytes
-            offset = self._offset + start * row_bytes
+            offset = self.span.offset + start * row_bytes
             read_fully(self._fd, self.span, into[place:end], offset)
             place = end
         return out
@@ -94,17 +90,15 @@ class TensorRows:
         out = np.empty((len(ids), self.shape[1]), f"<u{self._dtype.itemsize}")
         if not len(ids):
             return out
-        inner = strides[self._axis :]
-        gap = 1 if inner[0] == max(inner) else _NEAR_ROWS
+        gap = 1 if strides[0] == max(strides) else _NEAR_ROWS
         window = max(1, _WINDOW_BYTES // (out.itemsize * self.shape[1]))
         order = np.argsort(ids, kind="stable")
         ordered = ids[order]
         breaks = (np.diff(ordered) > gap) | (np.diff(ordered // window) > 0)
         for part in np.split(order, np.flatnonzero(breaks) + 1):
             first, last = int(ids[part[0]]), int(ids[part[-1]])
-            shape = (last - first + 1, *self.span.shape[self._axis + 1 :])
-            rows = np.empty(shape, out.dtype)
-            read_strided(self._fd, self.span, (*map(int, self._before), first), rows)
+            rows = np.empty((last - first + 1, *self.span.shape[1:]), out.dtype)
+            read_strided(self._fd, self.span, (first,), rows)
             out[part] = rows.reshape(len(rows), -1)[ids[part] - first]
         return out
 

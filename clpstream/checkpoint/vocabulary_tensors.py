@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -66,7 +66,18 @@ class VocabularyTensor:
 
     def plane(self, index: int) -> TensorRows:
         """One of its matrices."""
-        return TensorRows(self.span, self.axis, index)
+        span, axis = self.span, self.axis
+        strides = span.strides or tuple(prod(span.shape[a + 1 :]) for a in range(len(span.shape)))
+        place = np.unravel_index(index, span.shape[:axis]) if axis else ()
+        skipped = sum(int(at) * step for at, step in zip(place, strides, strict=False))
+        part = replace(
+            span,
+            offset=span.offset + skipped * span.length // prod(span.shape),
+            length=span.length // self.planes,
+            shape=span.shape[axis:],
+            strides=span.strides and span.strides[axis:],
+        )
+        return TensorRows(part)
 
 
 def find_vocabulary_tensors(
@@ -90,7 +101,6 @@ def find_vocabulary_tensors(
     for name in set(vocab_tensors) & set(pass_through):
         raise CheckpointError(f"'{name}' can't be both a --vocab-tensor and a --pass-through")
     embeddings = input_embeddings(checkpoint, vocab_tensors, pass_through)
-    sizes = vocabulary_sizes(checkpoint.config)
     found: list[VocabularyTensor] = []
     unexplained: list[TensorSpan] = []
     for span in checkpoint.tensors:
@@ -99,7 +109,7 @@ def find_vocabulary_tensors(
         tensor = _by_name(span, embeddings, span.name in vocab_tensors)
         if tensor is None:
             unexplained.append(span)
-        elif _belongs(tensor, embeddings, sizes):
+        elif _belongs(tensor, embeddings, checkpoint.config):
             _check_usable(tensor)
             found.append(tensor)
     lengths = {tensor.rows for tensor in found}
@@ -188,6 +198,17 @@ def vocabulary_sizes(config: Mapping[str, Any]) -> list[int]:
     return [*own, *(size for _, level in levels for size in vocabulary_sizes(level))]
 
 
+def vocabulary_size(config: Mapping[str, Any], rows: int) -> int:
+    """How many of a table's rows are for the vocabulary, padding included.
+
+    Some classes make tables longer than config.json's vocab_size by a number of their own, for
+    images (mllama) or for prompts (cpmant).
+    """
+    size = config.get("vocab_size")
+    known = rows in vocabulary_sizes(config)
+    return size if not known and type(size) is int and 0 < size < rows else rows
+
+
 def vocabulary_role(name: str) -> Role | None:
     """What a tensor of this name is, as far as names alone tell: None for any other tensor."""
     entry = _entry(name, VOCABULARY_NAMES)
@@ -229,17 +250,19 @@ def _vocabulary_axis(span: TensorSpan, rows: int) -> int | None:
     return next(iter(exact + near), None)
 
 
-def _belongs(tensor: VocabularyTensor, embeddings: VocabularyTensor, sizes: list[int]) -> bool:
+def _belongs(
+    tensor: VocabularyTensor, embeddings: VocabularyTensor, config: Mapping[str, Any]
+) -> bool:
     """Whether a tensor with a vocabulary tensor's name is one of this vocabulary.
 
     Two tables of input embeddings have one length; a head may have a few rows less. A table of
     another vocabulary (a Q-Former's, of sound) is told by config.json, which has its size.
     """
-    same = tensor.rows == embeddings.rows
+    same = tensor.rows in (embeddings.rows, vocabulary_size(config, embeddings.rows))
     near = abs(tensor.rows - embeddings.rows) <= _NEAR * embeddings.rows
     if same or (near and tensor.role != "input embeddings"):
         return True
-    if tensor.rows in sizes:
+    if tensor.rows in vocabulary_sizes(config):
         return False
     raise CheckpointError(
         f"{tensor.span}: it is named like a vocabulary tensor, but has {tensor.rows} rows, and "

@@ -17,6 +17,15 @@ _OFFSETS = ("vocab_offset",)
 """Where the ids of a part with a vocabulary of its own begin (gemma3n: images, sound)."""
 _STRUCTURES = ("bad_words_ids", "force_words_ids", "forced_decoder_ids", "sequence_bias")
 """Token ids in structures that only a person can carry over."""
+_POSITIONS_FROM_PAD = (
+    *("altclip_text_model", "bridgetower_text_model", "camembert", "clap_text_model"),
+    *("data2vec-text", "esm", "fsmt", "ibert", "kosmos_2_text_model", "kosmos_2_5_text_model"),
+    *("layoutlmv3", "lilt", "longformer", "luke", "m2m_100", "markuplm", "nllb-moe"),
+    *("prophetnet", "roberta", "roberta-prelayernorm", "seamless_m4t", "seamless_m4t_v2"),
+    *("speech_to_text", "speecht5", "trocr", "xglm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+)
+"""Model types whose first position is pad_token_id + 1, or whose table of positions has a row for
+it: the id belongs to the weights and not to the tokenizer."""
 _CLASS_DEFAULTS = ("bos", "eos", "pad")
 """Ids for which many config classes have defaults, of the vocabulary their authors used."""
 
@@ -61,6 +70,8 @@ class Retarget:
             levels[0]["vocab_size"] = self.rows
         for level in levels:
             for role in _CLASS_DEFAULTS:
+                if role == "pad" and level.get("model_type") in _POSITIONS_FROM_PAD:
+                    continue
                 if level.get(f"{role}_token_id") is None:
                     level[f"{role}_token_id"] = self.roles.get(role)
         if isinstance(new.get("auto_map"), dict):
@@ -84,7 +95,13 @@ class Retarget:
         new: dict[str, Any] = {}
         for key, value in level.items():
             where = f"{path}: {key}"
-            if key in _STRUCTURES and value:
+            if key == "pad_token_id" and level.get("model_type") in _POSITIONS_FROM_PAD:
+                self.warnings.append(
+                    f"{where}: {value} is kept: a {level['model_type']} counts positions from it, "
+                    "and takes that token for padding whatever it is in the target"
+                )
+                new[key] = value
+            elif key in _STRUCTURES and value:
                 self.warnings.append(f"{where}: has token ids of the source; change it by hand")
                 new[key] = value
             elif isinstance(value, dict):

@@ -17,7 +17,7 @@ class Input:
     """A checkpoint that was read.
 
     name: of its directory. fingerprint: SHA-256 of its config, and of every shard's name, size,
-    header and first and last 64 KiB of data. tokenizer: SHA-256 of its tokenizer.json.
+    header and first and last 64 KiB of data. tokenizer: SHA-256 of its tokenizer's file.
     tokens: in its vocabulary. parameters: elements of its tensors. bytes: of its shards.
     """
 

@@ -2,7 +2,8 @@
 
 from clpstream.vocabulary.overlap import MISSING, Match, Overlap, match
 from clpstream.vocabulary.split import Splitter
-from clpstream.vocabulary.tokenizer import ROLES, Vocabulary, read_vocabulary
+from clpstream.vocabulary.tokenizer import ROLES, read_vocabulary
+from clpstream.vocabulary.tokens import Vocabulary
 
 __all__ = [
     "MISSING",
