@@ -25,7 +25,7 @@ from clpstream.output.files import json_bytes
 from clpstream.output.shards import TargetShard, index_of, plan_shards
 from clpstream.output.side_files import side_files
 from clpstream.transfer import METHODS, Method
-from clpstream.vocabulary import Match, Overlap, Vocabulary, match, read_vocabulary
+from clpstream.vocabulary import Match, Overlap, Vocabulary, match, read_vocabulary, tokenizer_class
 
 Shared = Literal["copy"]
 
@@ -184,18 +184,23 @@ def _json_files(
         special={token for token in range(target.size) if target.text[token] is None},
     )
     settings = read_json_if_there(helper.directory / "tokenizer_config.json")
-    tokenizer_class = None
+    class_name, notes = None, []
     if "tokenizer_class" not in settings:
-        tokenizer_class = helper.config.get("tokenizer_class") or "PreTrainedTokenizerFast"
+        class_name = tokenizer_class(target, helper.config)
+        if class_name is None:
+            notes.append(
+                f"{target.path}: no file says which class of transformers reads it, and "
+                "AutoTokenizer may take the wrong one; load the target's tokenizer with the class of its own"
+            )
     generation = source.directory / "generation_config.json"
     alone = not generation.exists()
-    files = {"config.json": retarget.config(source.config, tokenizer_class, alone)}
+    files = {"config.json": retarget.config(source.config, class_name, alone)}
     if not alone:
         files["generation_config.json"] = retarget.generation_config(read_json(generation))
     index = index_of(source, {tensor.name: target.size for tensor in tensors})
     if index is not None:
         files[INDEX_FILE] = index
-    return files, retarget.warnings
+    return files, [*notes, *retarget.warnings]
 
 
 def _vocabulary_warnings(
