@@ -190,7 +190,7 @@ def _json_files(
         if class_name is None:
             notes.append(
                 f"{target.path}: no file says which class of transformers reads it, and "
-                "AutoTokenizer may take the wrong one; load the target's tokenizer with the class of its own"
+                "AutoTokenizer may take the wrong one; name it when you load the target's"
             )
     generation = source.directory / "generation_config.json"
     alone = not generation.exists()
