@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -44,7 +44,13 @@ SOURCE_FILES = (
 )
 """Taken from the source: custom code, licences, what prepares images and sound."""
 
-REWRITTEN = ("config.json", "generation_config.json", "clpstream.json", "*.safetensors*")
+REWRITTEN = (
+    "config.json",
+    "generation_config.json",
+    "clpstream.json",
+    "*.safetensors*",
+    "pytorch_model.bin.index.json",
+)
 """Files that the conversion itself writes."""
 
 
@@ -61,9 +67,13 @@ def side_files(source: Path, tokenizer: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def left_behind(source: Path, taken: Mapping[str, Path]) -> list[str]:
-    """The source's files that have no place in the target."""
-    return [name for name in _files(source) if name not in taken and not _matches(name, REWRITTEN)]
+def left_behind(source: Path, taken: Mapping[str, Path], shards: Collection[str]) -> list[str]:
+    """The source's files that have no place in the target, its shards (their names) aside."""
+    return [
+        name
+        for name in _files(source)
+        if name not in taken and name not in shards and not _matches(name, REWRITTEN)
+    ]
 
 
 def _files(directory: Path) -> list[str]:

@@ -1,12 +1,13 @@
 """Tokenizer files -> what each token stands for, and what two vocabularies share."""
 
 from clpstream.vocabulary.classes import tokenizer_class
-from clpstream.vocabulary.overlap import Match, Overlap, match
+from clpstream.vocabulary.overlap import MISSING, Match, Overlap, match
 from clpstream.vocabulary.split import Splitter
 from clpstream.vocabulary.tokenizer import ROLES, read_vocabulary
 from clpstream.vocabulary.tokens import Vocabulary
 
 __all__ = [
+    "MISSING",
     "ROLES",
     "Match",
     "Overlap",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal, get_args
 
 import numpy as np
@@ -63,7 +64,11 @@ class Overlap:
 
 
 def match(
-    source: Vocabulary, target: Vocabulary, rule: Match = "bytes", source_rows: int | None = None
+    source: Vocabulary,
+    target: Vocabulary,
+    rule: Match = "bytes",
+    source_rows: int | None = None,
+    mapped: Mapping[int, int] = MappingProxyType({}),
 ) -> Overlap:
     """Match two vocabularies.
 
@@ -76,6 +81,7 @@ def match(
     space at its beginning or else its end. One with the same case goes first, then one with the
     same space, then the lowest id.
 
+    `mapped` goes before: source id, or MISSING, by target id.
     Source ids from `source_rows` on have no row, and match nothing. Raises VocabularyError if no
     token is shared, fuzzy matches aside.
     """
@@ -89,7 +95,10 @@ def match(
     for token, piece in enumerate(target.pieces):
         if piece is None:
             continue
-        found, how = finder.find(token, piece)
+        if token in mapped:
+            found, how = mapped[token], "mapped"
+        else:
+            found, how = finder.find(token, piece)
         source_of[token] = found
         if found != MISSING:
             counts[how] = counts.get(how, 0) + 1
@@ -100,7 +109,8 @@ def match(
         )
     if rule != "fuzzy":
         return Overlap(source_of, counts)
-    alike = _alike(source, target, np.flatnonzero(source_of == MISSING).tolist(), limit)
+    left = np.flatnonzero(source_of == MISSING).tolist()
+    alike = _alike(source, target, [token for token in left if token not in mapped], limit)
     fuzzy = np.array(sorted(alike), np.int64)
     source_of[fuzzy] = [alike[token] for token in fuzzy.tolist()]
     return Overlap(source_of, {**counts, "fuzzy": len(alike)}, fuzzy)
