@@ -30,7 +30,7 @@ from clpstream.output.files import json_bytes
 from clpstream.output.shards import NewTensor, TargetShard, index_of, plan_shards
 from clpstream.output.side_files import side_files
 from clpstream.transfer import METHODS, Method
-from clpstream.vocabulary import Match, Vocabulary, read_vocabulary
+from clpstream.vocabulary import Match, Vocabulary, read_vocabulary, tokenizer_class
 
 Shared = Literal["copy"]
 Pieces = Literal["mean", "ends"]
@@ -243,19 +243,23 @@ def _json_files(
         targets_of=targets_of,
         special={token for token in range(target.size) if target.text[token] is None},
     )
-    tokenizer_class = None
+    class_name, notes = None, []
     if "tokenizer_class" not in read_json_if_there(tokenizer / "tokenizer_config.json"):
-        config = read_json_if_there(tokenizer / "config.json")
-        tokenizer_class = config.get("tokenizer_class") or "PreTrainedTokenizerFast"
+        class_name = tokenizer_class(target, read_json_if_there(tokenizer / "config.json"))
+        if class_name is None:
+            notes.append(
+                f"{target.path}: no file says which class of transformers reads it, and "
+                "AutoTokenizer may take the wrong one; name it when you load the target's"
+            )
     generation = source.directory / "generation_config.json"
     alone = not generation.exists()
-    files = {"config.json": retarget.config(source.config, tokenizer_class, alone)}
+    files = {"config.json": retarget.config(source.config, class_name, alone)}
     if not alone:
         files["generation_config.json"] = retarget.generation_config(read_json(generation))
     index = index_of(source, new)
     if index is not None:
         files[INDEX_FILE] = index
-    return files, retarget.warnings
+    return files, [*notes, *retarget.warnings]
 
 
 def _vocabulary_warnings(

@@ -11,10 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from make import byte_level, read_json, write_json, write_tokenizer
+from make import (
+    byte_level,
+    random_rows,
+    read_json,
+    read_tensors,
+    write_checkpoint,
+    write_helper,
+    write_json,
+    write_source,
+    write_tokenizer,
+)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from clpstream import ClpstreamError, VocabularyError, match, read_vocabulary
+from clpstream import ClpstreamError, VocabularyError, convert, match, read_vocabulary
 
 TEXT = [
     "The house is big, the garden is small: 12 trees.",
@@ -409,3 +419,56 @@ def assert_like_transformers(directory: Path, roles: bool = True) -> None:
     assert text_of(ours, ids).strip() == theirs.decode(ids).strip() == line
     for role, token in ours.roles.items() if roles else ():
         assert token == getattr(theirs, f"{role}_token_id")
+
+
+MOVED = {"gpt2": BPE_FAMILIES["GPT2"], "roberta": BPE_FAMILIES["Roberta"]}
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("model_type", [*MOVED, "t5", "xlm-roberta"])
+def test_a_tokenizer_without_settings_loads_in_its_new_model(model_type, tmp_path):
+    """Its class followed from the type of a model that it is no longer with."""
+    transformers = pytest.importorskip("transformers")
+    helper, target = tmp_path / "helper", tmp_path / "target"
+    if model_type in MOVED:
+        save_model(train_bpe(*MOVED[model_type]), helper)
+    elif model_type == "t5":
+        train_sentencepiece(helper / "spiece.model", **SPM_FAMILIES["T5"][1])
+    else:
+        train_sentencepiece(helper / "sentencepiece.bpe.model")
+    write_json(helper / "config.json", {"model_type": model_type})
+    rows = random_rows(read_vocabulary(helper).size, 8, 1)
+    write_checkpoint(helper, {"wte.weight": rows}, {"model_type": model_type})
+    write_source(tmp_path / "source")
+    convert(tmp_path / "source", helper, target)
+    old, new = (transformers.AutoTokenizer.from_pretrained(place) for place in (helper, target))
+    assert type(new) is type(old)
+    assert new(LINE).input_ids == old(LINE).input_ids
+
+
+def test_a_class_that_can_not_be_told_is_a_warning(tmp_path):
+    write_tiktoken(tmp_path / "helper" / "x.tiktoken", BYTES)
+    write_checkpoint(
+        tmp_path / "helper", {"wte.weight": random_rows(256, 8, 1)}, {"model_type": "x"}
+    )
+    write_source(tmp_path / "source")
+    report = convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target").report
+    assert any("x.tiktoken" in warning and "class" in warning for warning in report.warnings)
+    assert (tmp_path / "target" / "x.tiktoken").exists()
+
+
+def test_fuzzy_matches_are_copied_and_missing_rows_are_made_without_them(tmp_path):
+    write_source(tmp_path / "source")
+    write_helper(tmp_path / "helper", [*"abcdefghijklmnop", " der", " Ing", " und", "Haus"])
+    ids = read_vocabulary(tmp_path / "helper").pieces
+    rows = {}
+    for rule in ("bytes", "fuzzy"):
+        convert(tmp_path / "source", tmp_path / "helper", tmp_path / rule, match=rule)
+        rows[rule] = read_tensors(tmp_path / rule)["model.embed_tokens.weight"]
+    source = read_tensors(tmp_path / "source")["model.embed_tokens.weight"]
+    there = read_vocabulary(tmp_path / "source").pieces.index("ing")
+    here = ids.index("ĠIng")
+    assert (rows["fuzzy"][here] == source[there]).all()
+    others = [token for token in range(len(ids)) if token != here]
+    assert (rows["fuzzy"][others] == rows["bytes"][others]).all()
+    assert (rows["fuzzy"][here] != rows["bytes"][here]).any()

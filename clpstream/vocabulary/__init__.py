@@ -1,5 +1,6 @@
 """Tokenizer files -> what each token stands for, and what two vocabularies share."""
 
+from clpstream.vocabulary.classes import tokenizer_class
 from clpstream.vocabulary.overlap import MISSING, Match, Overlap, match
 from clpstream.vocabulary.split import Splitter
 from clpstream.vocabulary.tokenizer import ROLES, read_vocabulary
@@ -14,4 +15,5 @@ __all__ = [
     "Vocabulary",
     "match",
     "read_vocabulary",
+    "tokenizer_class",
 ]

@@ -23,7 +23,7 @@ from clpstream.vocabulary.pieces import (
     piece_reader,
 )
 
-TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FILE, TEKKEN_FILE = "tokenizer.json", "tekken.json"
 _STRING = rb'[\s,]*"[^"\\]*(?:\\.[^"\\]*)*"'
 _MERGES = re.compile(rb'"merges"\s*:\s*\[')
 _SOME_MERGES = re.compile(rb"(?:%s|[\s,]*\[(?:%s){2}\s*\]){1,1000}" % (_STRING, _STRING))
@@ -249,7 +249,7 @@ _SAVE_ANEW = (
 )
 _FORMATS: tuple[tuple[str, Reader], ...] = (
     (TOKENIZER_FILE, _tokenizer_json),
-    ("tekken.json", _tekken),
+    (TEKKEN_FILE, _tekken),
     ("*.tiktoken", _tiktoken),
     ("vocab.json", _vocab_json),
     ("vocab.txt", _vocab_txt),
