@@ -84,7 +84,9 @@ def find_origins(
     anchor_rows = anchors.anchors[anchors.anchors < helper_rows]
 
     helper_of = (
-        np.arange(target.size) if own else match(helper, target, rule, helper_rows).source_of
+        np.arange(target.size)
+        if own
+        else match(helper, target, _strict(rule), helper_rows).source_of
     )
     helper_of = np.where(helper_of < helper_rows, helper_of, MISSING)
     missing = [token for token in shared.missing.tolist() if token not in pieces]
@@ -111,6 +113,11 @@ def find_origins(
         anchor_rows=anchor_rows,
         rules=shared.rules,
     )
+
+
+def _strict(rule: Match) -> Match:
+    """The rule for a token's row in the helper: near is near enough for a copy only."""
+    return "bytes" if rule == "fuzzy" else rule
 
 
 def _target_token(target: Vocabulary, text: str) -> int:

@@ -131,7 +131,7 @@ def make_plan(
     embeddings = input_embeddings(small)
     old, known = read_vocabulary(big.directory), read_vocabulary(small.directory)
     new = known if tokenizer is None else read_vocabulary(tokenizer)
-    _check_helper(embeddings, known)
+    check_helper(embeddings, known)
     source_rows = min(tensor.rows for tensor in tensors)
     origins = find_origins(
         old,
@@ -193,7 +193,7 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise TransferError(f"{name} is {value!r}; it can be {', '.join(choices)}")
 
 
-def _check_helper(embeddings: VocabularyTensor, vocabulary: Vocabulary) -> None:
+def check_helper(embeddings: VocabularyTensor, vocabulary: Vocabulary) -> None:
     """Refuse a tokenizer that is not the helper's.
 
     Some models have special tokens behind their rows: gemma-3's for images, which its text model

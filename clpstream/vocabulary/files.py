@@ -54,11 +54,12 @@ _SHIFTED = (
 class Listed:
     """The tokens that a tokenizer's own file lists.
 
-    tokens: (piece, id). read: the bytes that a piece stands for. special: ids that stand for no
+    kind: of tokenizer, for people. tokens: (piece, id). read: the bytes that a piece stands for. special: ids that stand for no
     text. added: tokens outside the tokenizer's model, piece -> (id, special).
     flagged: whether the file says itself which tokens are special.
     """
 
+    kind: str
     tokens: Iterable[tuple[str, int]]
     read: Callable[[str], bytes]
     special: frozenset[int] = frozenset()
@@ -96,11 +97,11 @@ def _tokenizer_json(path: Path, settings: Mapping[str, Any]) -> Listed:
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     tokens: Iterable[tuple[str, int]]
     if isinstance(vocabulary, dict) and all(is_id(token) for token in vocabulary.values()):
-        tokens = vocabulary.items()
+        tokens, kind = vocabulary.items(), "BPE"
     elif isinstance(vocabulary, list) and all(
         isinstance(entry, list) and entry and isinstance(entry[0], str) for entry in vocabulary
     ):  # Unigram: [piece, log probability], whose place is its id
-        tokens = ((entry[0], token) for token, entry in enumerate(vocabulary))
+        tokens, kind = ((entry[0], token) for token, entry in enumerate(vocabulary)), "Unigram"
     else:
         raise VocabularyError(
             f"{path}: it has no vocabulary under 'model'; check that it is a tokenizer of the "
@@ -112,7 +113,9 @@ def _tokenizer_json(path: Path, settings: Mapping[str, Any]) -> Listed:
         for entry in (entries if isinstance(entries, list) else [])
         if isinstance(entry, dict) and is_id(entry.get("id")) and "content" in entry
     }
-    return Listed(tokens, piece_reader(tokenizer), added=added, flagged=True)
+    if isinstance(model, dict) and isinstance(model.get("type"), str):
+        kind = model["type"]
+    return Listed(kind, tokens, piece_reader(tokenizer), added=added, flagged=True)
 
 
 def _tekken(path: Path, settings: Mapping[str, Any]) -> Listed:
@@ -135,7 +138,7 @@ def _tekken(path: Path, settings: Mapping[str, Any]) -> Listed:
         ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise VocabularyError(f"{path}: not a tekken file ({error!r}); download it again") from None
-    return Listed(tokens, piece_reader(BYTE_LEVEL), frozenset(range(first)))
+    return Listed("tekken", tokens, piece_reader(BYTE_LEVEL), frozenset(range(first)))
 
 
 def _tiktoken(path: Path, settings: Mapping[str, Any]) -> Listed:
@@ -148,7 +151,7 @@ def _tiktoken(path: Path, settings: Mapping[str, Any]) -> Listed:
             raise VocabularyError(
                 f"{path}: line {number} is not a token in base64 and its rank; download it again"
             )
-    return Listed(tokens, piece_reader(BYTE_LEVEL))
+    return Listed("tiktoken", tokens, piece_reader(BYTE_LEVEL))
 
 
 def _vocab_json(path: Path, settings: Mapping[str, Any]) -> Listed:
@@ -156,7 +159,8 @@ def _vocab_json(path: Path, settings: Mapping[str, Any]) -> Listed:
     if not all(is_id(token) for token in ids.values()):
         raise VocabularyError(f"{path}: not all of its values are token ids; check the file")
     merged = (path.parent / "merges.txt").exists()
-    return Listed(ids.items(), piece_reader(describe_pieces(ids, merged)))
+    kind = "BPE" if merged else "WordLevel"
+    return Listed(kind, ids.items(), piece_reader(describe_pieces(ids, merged)))
 
 
 def _vocab_txt(path: Path, settings: Mapping[str, Any]) -> Listed:
@@ -171,7 +175,7 @@ def _vocab_txt(path: Path, settings: Mapping[str, Any]) -> Listed:
         raise VocabularyError(f"{path}: not UTF-8: {error}; download it again") from None
     lines = text.removesuffix("\n").split("\n")  # other line breaks can be tokens
     tokens = ((line.removesuffix("\r"), token) for token, line in enumerate(lines))
-    return Listed(tokens, piece_reader(WORD_PIECE))
+    return Listed("WordPiece", tokens, piece_reader(WORD_PIECE))
 
 
 def _model(path: Path, settings: Mapping[str, Any]) -> Listed:
@@ -206,7 +210,7 @@ def _sentencepiece(path: Path, settings: Mapping[str, Any]) -> Listed:
         last = [f"<extra_id_{number}>" for number in reversed(range(extra if is_id(extra) else 0))]
     special.update(range(len(pieces), len(pieces) + len(last)))
     tokens = [(piece, token) for token, piece in enumerate([*pieces, *last])]
-    return Listed(tokens, piece_reader(SENTENCEPIECE), frozenset(special))
+    return Listed("sentencepiece", tokens, piece_reader(SENTENCEPIECE), frozenset(special))
 
 
 def _load_sentencepiece(path: Path) -> Any:

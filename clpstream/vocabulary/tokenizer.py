@@ -67,6 +67,7 @@ def read_vocabulary(directory: str | Path) -> Vocabulary:
     pieces = tuple(by_id.get(token) for token in range(max(by_id) + 1))
     return Vocabulary(
         path=path,
+        kind=listed.kind,
         pieces=pieces,
         text=tuple(text(token, piece) for token, piece in enumerate(pieces)),
         roles=roles,

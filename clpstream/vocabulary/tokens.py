@@ -13,7 +13,7 @@ from clpstream.vocabulary.pieces import is_byte_piece
 class Vocabulary:
     """The tokens of a tokenizer, by id.
 
-    path: the file that lists them.
+    path: the file that lists them. kind: what sort of tokenizer it is, for people.
     pieces: the token as the tokenizer writes it; None where no token has the id. A file that gives
     bytes alone (tiktoken, tekken) is written as byte-level BPE writes them.
     text: the bytes that the token stands for; None for special tokens, which stand for no text.
@@ -25,6 +25,7 @@ class Vocabulary:
     """
 
     path: Path
+    kind: str
     pieces: tuple[str | None, ...]
     text: tuple[bytes | None, ...]
     roles: Mapping[str, int]
