@@ -38,8 +38,6 @@ _SMALL_FILES: dict[Part, tuple[str, ...]] = {
 _ID = re.compile(
     r"(?!.*\.\.)(?P<name>[A-Za-z0-9][\w.-]*(/[\w.-]+)?)(@(?P<revision>\S+))?", re.ASCII
 )
-
-
 _NEITHER = (
     "no such directory, and not the id of a model on the Hub; give the directory of a Hugging Face "
     "model, or ORG/NAME or ORG/NAME@REVISION"
@@ -90,16 +88,16 @@ def local_directory(model: str | Path, part: Part, progress: Progress) -> Path:
 
 def model_name(directory: Path) -> str:
     """What to call a model: ID@COMMIT if the directory is in the Hub's cache, else its name."""
-    place = directory.resolve()
-    entry = cache_entry(place)
+    place, entry = directory.resolve(), cache_entry(directory)
     return place.name if entry == place else f"{entry.name[8:].replace('--', '/')}@{place.name}"
 
 
 def cache_entry(directory: Path) -> Path:
     """All that the Hub's cache holds of the model whose snapshot `directory` is.
 
-    A directory outside the cache is returned as it is.
+    A directory outside the cache is returned, resolved.
     """
+    directory = directory.resolve()
     entry, snapshots = directory.parent.parent, directory.parent
     in_cache = (
         entry.name.startswith("models--")
