@@ -128,12 +128,13 @@ def _conversion_options(command: Command) -> Command:
         ),
         _option(
             "--match",
-            type=click.Choice(["bytes", "exact"]),
+            type=click.Choice(["bytes", "exact", "fuzzy"]),
             default="bytes",
             show_default=True,
             help="When two vocabularies share a token. bytes: it stands for the same bytes, "
             "however it is written; special tokens by role (bos, eos, pad, unk, cls, sep, mask), "
-            "then by name. exact: the same string, as in CLP-Transfer.",
+            "then by name. exact: the same string, as in CLP-Transfer. fuzzy: as bytes; then a "
+            "token still missing gets the row of one that differs in case or a leading space only.",
         ),
         _option(
             "--shared",

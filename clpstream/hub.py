@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from clpstream.checkpoint import WEIGHTS, input_embeddings_name, shard_names
+from clpstream.checkpoint import WEIGHTS, input_embeddings_names, shard_names
 from clpstream.errors import CheckpointError
 from clpstream.inputs import read_json
 from clpstream.output.side_files import (
@@ -146,7 +146,7 @@ def _weights(snapshot: _Snapshot, part: Part) -> list[str]:
             return [single]
         if index in snapshot.names:
             _download(snapshot, [index], Progress())
-            only = input_embeddings_name if part == "helper" else None
+            only = input_embeddings_names if part == "helper" else None
             where = snapshot.directory / index
             return [index, *shard_names(where, read_json(where), only)]
     return []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -12,7 +12,10 @@ VOCABULARY_FILES = (
     "vocab.txt",
     "tokenizer.model",
     "tokenizer.model.v*",
+    "tiktoken.model",
     "spiece.model",
+    "spm.model",
+    "sentencepiece.model",
     "sentencepiece.bpe.model",
     "source.spm",
     "target.spm",
@@ -46,7 +49,13 @@ SOURCE_FILES = (
 )
 """Taken from the source: custom code, licences, what prepares images and sound."""
 
-REWRITTEN = ("config.json", "generation_config.json", "clpstream.json", "*.safetensors*")
+REWRITTEN = (
+    "config.json",
+    "generation_config.json",
+    "clpstream.json",
+    "*.safetensors*",
+    "pytorch_model.bin.index.json",
+)
 """Files that the conversion itself writes."""
 
 
@@ -63,9 +72,13 @@ def side_files(source: Path, tokenizer: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def left_behind(source: Path, taken: Mapping[str, Path]) -> list[str]:
-    """The source's files that have no place in the target."""
-    return [name for name in _files(source) if name not in taken and not _matches(name, REWRITTEN)]
+def left_behind(source: Path, taken: Mapping[str, Path], shards: Collection[str]) -> list[str]:
+    """The source's files that have no place in the target, its shards (their names) aside."""
+    return [
+        name
+        for name in _files(source)
+        if name not in taken and name not in shards and not _matches(name, REWRITTEN)
+    ]
 
 
 def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
