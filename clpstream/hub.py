@@ -35,9 +35,13 @@ _SMALL_FILES: dict[Part, tuple[str, ...]] = {
 }
 """What is fetched besides the shards: of a helper, only the one with its input embeddings."""
 
-_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(/[\w.-]+)?)(@(?P<revision>[^\s@][^\s]*))?", re.ASCII)
-
-
+_ID = re.compile(
+    r"(?!.*\.\.)(?P<name>[A-Za-z0-9][\w.-]*(/[\w.-]+)?)(@(?P<revision>\S+))?", re.ASCII
+)
+_NEITHER = (
+    "no such directory, and not the id of a model on the Hub; give the directory of a Hugging Face "
+    "model, or ORG/NAME or ORG/NAME@REVISION"
+)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -78,25 +82,22 @@ def local_directory(model: str | Path, part: Part, progress: Progress) -> Path:
         return Path(model)
     found = _ID.fullmatch(model)
     if found is None:
-        raise CheckpointError(
-            f"{model}: no such directory, and not the id of a model on the Hub; give the directory "
-            "of a Hugging Face model, or ORG/NAME or ORG/NAME@REVISION"
-        )
+        raise CheckpointError(f"{model}: {_NEITHER}")
     return _fetch(_Model(found["name"], found["revision"]), part, progress)
 
 
 def model_name(directory: Path) -> str:
     """What to call a model: ID@COMMIT if the directory is in the Hub's cache, else its name."""
-    place = directory.resolve()
-    entry = cache_entry(place)
+    place, entry = directory.resolve(), cache_entry(directory)
     return place.name if entry == place else f"{entry.name[8:].replace('--', '/')}@{place.name}"
 
 
 def cache_entry(directory: Path) -> Path:
     """All that the Hub's cache holds of the model whose snapshot `directory` is.
 
-    A directory outside the cache is returned as it is.
+    A directory outside the cache is returned, resolved.
     """
+    directory = directory.resolve()
     entry, snapshots = directory.parent.parent, directory.parent
     in_cache = (
         entry.name.startswith("models--")
@@ -161,30 +162,30 @@ def _download(snapshot: _Snapshot, names: list[str], progress: Progress) -> None
     if not absent:
         return
     if not snapshot.online:
-        raise _not_cached(snapshot, absent[0])
+        raise _not_cached(snapshot, absent[0], None)
     shown = Progress() if progress.bars else progress  # huggingface_hub draws a bar for each file
     with (
         _explaining(model),
         _speaking(progress.bars),
-        shown.task(f"fetching {model}", len(absent), "files") as update,
+        shown.task(f"fetching {model}", len(absent), "files" if absent[1:] else "file") as update,
     ):
         for name in absent:
             try:
                 hf_hub_download(model.name, name, revision=directory.name)
-            except LocalEntryNotFoundError:
-                raise _not_cached(snapshot, name) from None
+            except LocalEntryNotFoundError as error:
+                raise _not_cached(snapshot, name, error.__cause__) from None
             update(1)
 
 
-def _not_cached(snapshot: _Snapshot, name: str) -> CheckpointError:
-    return CheckpointError(
-        f"{snapshot.model}: {name} is not in the cache ({snapshot.directory}), and {_offline()}"
-    )
+def _not_cached(snapshot: _Snapshot, name: str, cause: BaseException | None) -> CheckpointError:
+    where = f"{snapshot.model}: {name} is not in the cache ({snapshot.directory})"
+    return CheckpointError(f"{where}, and {_offline(cause)}")
 
 
 @contextlib.contextmanager
 def _speaking(bars: bool) -> Iterator[None]:
     """Let huggingface_hub draw bars or not, and log no warnings: what matters is an error here."""
+    from huggingface_hub import constants
     from huggingface_hub.utils.logging import get_verbosity, set_verbosity
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
@@ -192,7 +193,9 @@ def _speaking(bars: bool) -> Iterator[None]:
         enable_progress_bars,
     )
 
-    verbosity, silenced = get_verbosity(), not bars and not are_progress_bars_disabled()
+    verbosity = get_verbosity()
+    decided = constants.HF_HUB_DISABLE_PROGRESS_BARS is not None  # by the user, for all programs
+    silenced = not (bars or decided or are_progress_bars_disabled())
     set_verbosity(logging.ERROR)
     if silenced:
         disable_progress_bars()
@@ -223,30 +226,36 @@ def _explaining(model: _Model) -> Iterator[None]:
         )
     except errors.RevisionNotFoundError:
         advice = "the model has no such revision on the Hub; check the name after the @"
-    except errors.LocalEntryNotFoundError:
-        advice = f"no such directory, not in the Hub's cache, and {_offline()}"
+    except errors.LocalEntryNotFoundError as error:
+        advice = f"no such directory, not in the Hub's cache, and {_offline(error.__cause__)}"
     except errors.HFValidationError:
-        advice = (
-            "no such directory, and not the id of a model on the Hub; give the directory of a "
-            "Hugging Face model, or ORG/NAME or ORG/NAME@REVISION"
-        )
+        advice = _NEITHER
     except _failures() as error:
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        advice = f"can't be fetched from the Hub ({constants.ENDPOINT}): {reason}; try again"
+        advice = (
+            f"can't be fetched from the Hub ({constants.ENDPOINT}): {_reason(error)}; check "
+            "HF_TOKEN and HF_HOME, or try again"
+        )
     else:
         return
     raise CheckpointError(f"{model}: {advice}")
 
 
-def _offline() -> str:
+def _offline(cause: BaseException | None) -> str:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set; download it first, or unset them"
+    reason = "" if cause is None else f" ({_reason(cause)})"
     return (
-        f"the Hub ({constants.ENDPOINT}) can't be reached; check the connection and HF_ENDPOINT, "
-        "or give a directory"
+        f"the Hub ({constants.ENDPOINT}) can't be reached{reason}; check the connection and "
+        "HF_ENDPOINT, or give a directory"
     )
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error).partition("\n")[0].rstrip(".")
 
 
 def _failures() -> tuple[type[BaseException], ...]:

@@ -100,13 +100,14 @@ class Place:
         return self.home / "hub" / folder / "snapshots" / self.commit[name]
 
     def cache(self) -> dict[str, tuple[int, int, bytes | str]]:
-        """What the cache holds: inode, time of change and content by path."""
+        """What the cache holds: inode, time of change (of blobs) and content by path."""
         found: dict[str, tuple[int, int, bytes | str]] = {}
         for path in sorted((self.home / "hub").rglob("*")):
             if path.is_symlink() or path.is_file():
                 status = path.lstat()
                 content = str(path.readlink()) if path.is_symlink() else path.read_bytes()
-                found[str(path)] = (status.st_ino, status.st_mtime_ns, content)
+                changed = status.st_mtime_ns if path.parent.name == "blobs" else 0
+                found[str(path)] = (status.st_ino, changed, content)
         return found
 
 
@@ -415,12 +416,23 @@ def test_a_gated_model(place):
 
 
 def test_a_hub_that_is_out_of_order(place):
-    place.hub.status = 400
-    refused(place.convert(), "org/source: ")
+    place.hub.status = 503
+    refused(place.convert(), "org/source: ", "503", "check the connection")
 
 
 @pytest.mark.parametrize(
-    "text", ["./source", "/no/where", "a/b/c", "org//name", "org/name/", "org/name@", "a..b/c", ""]
+    "text",
+    [
+        "./source",
+        "/no/where",
+        "a/b/c",
+        "org//name",
+        "org/name/",
+        "org/name@",
+        "a/b@../c",
+        "a--b/c",
+        "",
+    ],
 )
 def test_what_is_neither_a_directory_nor_an_id(tmp_path, text):
     says = f"{re.escape(text)}: no such directory, and not the id .*, or ORG/NAME or ORG/NAME@REV"
