@@ -1,0 +1,149 @@
+"""Every architecture of transformers that will build: converted, loaded again, and run.
+
+No test here knows a tensor's name. The truth is the same architecture built at the target's
+vocabulary size: its file says what shape each tensor of the target must have, and the tensors whose
+shape differs are the vocabulary tensors. Which rows must be copies follows from the word lists.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from make import read_tensors, write_helper, write_tokenizer
+
+import clpstream
+
+_WHY = "needs the interop extra: pip install 'clpstream[interop]'"
+torch = pytest.importorskip("torch", reason=_WHY)
+transformers = pytest.importorskip("transformers", reason=_WHY)
+
+import zoo  # noqa: E402
+
+pytestmark = pytest.mark.interop
+
+ROWS, TARGET_ROWS = 331, 353
+"""Primes, so that no other dimension of a model is equal to them."""
+SHARED = [*range(1, 80), *range(250, ROWS)]
+"""Source tokens that the target has too, among them all that the zoo's configs name."""
+_SHARED = set(SHARED)
+SOURCE_WORDS = [f" shared{token}" if token in _SHARED else f" old{token}" for token in range(1, ROWS)]
+TARGET_WORDS = [f" new{token}" for token in range(1, TARGET_ROWS)]
+TARGET_WORDS[1 : 2 * len(SHARED) : 2] = [f" shared{token}" for token in reversed(SHARED)]
+TARGET_OF = {0: 0} | {token: 2 * place + 2 for place, token in enumerate(reversed(SHARED))}
+"""Target token by source token; token 0 is the special one, which both have."""
+
+TEXT = [5, 17, 33, 79, 260, 11, 23, 42]
+"""A text of shared tokens, none of which a config names."""
+
+REFUSED: dict[str, str] = {}
+"""What the error must say, by species, where a conversion can't be right."""
+
+LOGITS = ("logits", "prediction_logits", "mlm_logits", "lm_logits")
+"""Names of what has one number for each token of the vocabulary, in what models return."""
+
+SPECIES = zoo.species()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def helper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("zoo") / "helper"
+    ids = write_helper(directory, TARGET_WORDS)
+    assert len(ids) == TARGET_ROWS
+    return directory
+
+
+def build(name: str, rows: int) -> Any:
+    try:
+        return zoo.build(SPECIES[name], rows)
+    except Exception as error:
+        pytest.skip(f"transformers {transformers.__version__} does not build it: {error}")
+
+
+def load(name: str, directory: Path) -> tuple[Any, dict[str, Any]]:
+    made = getattr(transformers, SPECIES[name].class_name)
+    model, info = made.from_pretrained(directory, output_loading_info=True)
+    return model.eval(), info
+
+
+def run(model: Any, tokens: list[int]) -> Any:
+    """Logits of a text, or the last hidden states of a model without a head."""
+    wanted = inspect.signature(model.forward).parameters
+    ids = torch.tensor([tokens])
+    inputs = {name: ids for name in ("input_ids", "decoder_input_ids") if name in wanted}
+    with torch.no_grad():
+        found = model(**inputs)
+    for name in LOGITS:
+        if found.get(name) is not None:
+            return found[name]
+    return found[0]
+
+
+@pytest.mark.parametrize("name", SPECIES)
+def test_every_architecture(name: str, helper: Path, tmp_path: Path) -> None:
+    source, truth, target = (tmp_path / part for part in ("source", "truth", "target"))
+    build(name, ROWS).save_pretrained(source)
+    build(name, TARGET_ROWS).save_pretrained(truth)
+    assert len(write_tokenizer(source, SOURCE_WORDS)) == ROWS
+    if name in REFUSED:
+        with pytest.raises(clpstream.ClpstreamError, match=REFUSED[name]):
+            clpstream.convert(source, helper, target)
+        return
+    clpstream.convert(source, helper, target)
+
+    before, expected, after = (read_tensors(part) for part in (source, truth, target))
+    assert {n: (t.dtype, t.shape) for n, t in after.items()} == {
+        n: (t.dtype, t.shape) for n, t in expected.items()
+    }
+    vocabulary = {name for name in before if before[name].shape != expected[name].shape}
+    assert vocabulary
+    for tensor in before:
+        if tensor in vocabulary:
+            check_rows(before[tensor], after[tensor])
+        else:
+            assert np.array_equal(bits(before[tensor]), bits(after[tensor])), tensor
+
+    old_model, old_info = load(name, source)
+    new_model, new_info = load(name, target)
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        assert set(new_info[problem]) <= set(old_info[problem]), problem
+    old_logits = run(old_model, TEXT)
+    new_logits = run(new_model, [TARGET_OF[token] for token in TEXT])
+    if old_logits.shape[-1] == ROWS:
+        assert new_logits.shape[-1] == TARGET_ROWS
+        old_logits = old_logits[..., list(TARGET_OF)]
+        new_logits = new_logits[..., list(TARGET_OF.values())]
+    assert old_logits.shape == new_logits.shape
+    assert torch.isfinite(old_logits).all()
+    assert torch.allclose(old_logits, new_logits, atol=1e-4, rtol=1e-3)
+    assert torch.isfinite(run(new_model, [*range(TARGET_ROWS - 8, TARGET_ROWS)])).all()
+
+
+def bits(array: np.ndarray) -> np.ndarray:
+    return np.frombuffer(array.tobytes(), np.uint8)
+
+
+def check_rows(before: np.ndarray, after: np.ndarray) -> None:
+    """Rows of shared tokens, and rows after the vocabulary's, are copies; all are finite."""
+    (axis,) = (i for i, size in enumerate(before.shape) if size != after.shape[i])
+    before, after = np.moveaxis(before, axis, 0), np.moveaxis(after, axis, 0)
+    assert np.array_equal(
+        bits(before[list(TARGET_OF)]), bits(after[list(TARGET_OF.values())])
+    )
+    assert np.array_equal(bits(before[ROWS:]), bits(after[TARGET_ROWS:]))
+    assert np.isfinite(after.astype(np.float64)).all()
+    assert np.unique(after[:TARGET_ROWS], axis=0).shape[0] > len(TARGET_OF) // 2
