@@ -8,6 +8,7 @@ shape differs are the vocabulary tensors. Which rows must be copies follows from
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,18 @@ pytestmark = pytest.mark.interop
 
 ROWS, TARGET_ROWS = 331, 353
 """Primes, so that no other dimension of a model is equal to them."""
-SHARED = [*range(1, 80), *range(250, ROWS)]
-"""Source tokens that the target has too, among them all that the zoo's configs name."""
-_SHARED = set(SHARED)
-SOURCE_WORDS = [f" shared{token}" if token in _SHARED else f" old{token}" for token in range(1, ROWS)]
-TARGET_WORDS = [f" new{token}" for token in range(1, TARGET_ROWS)]
-TARGET_WORDS[1 : 2 * len(SHARED) : 2] = [f" shared{token}" for token in reversed(SHARED)]
-TARGET_OF = {0: 0} | {token: 2 * place + 2 for place, token in enumerate(reversed(SHARED))}
-"""Target token by source token; token 0 is the special one, which both have."""
+FIXED = range(5)
+"""Tokens with the same id in both: the pad token's id is where some models count positions from."""
+SHARED = [*range(5, 80), *range(250, ROWS)]
+"""Source tokens that have another id in the target, among them all that the zoo's configs name."""
+TARGET_OF = {token: token for token in FIXED} | {
+    token: 5 + 2 * place for place, token in enumerate(reversed(SHARED))
+}
+"""Target token by source token. Token 0 is special."""
+SOURCE_OF = {target: token for token, target in TARGET_OF.items()}
+SOURCE_WORDS = [f" shared{n}" if n in TARGET_OF else f" old{n}" for n in range(1, ROWS)]
+TARGET_WORDS = [f" shared{SOURCE_OF[n]}" if n in SOURCE_OF else f" new{n}"
+                for n in range(1, TARGET_ROWS)]  # fmt: skip
 
 TEXT = [5, 17, 33, 79, 260, 11, 23, 42]
 """A text of shared tokens, none of which a config names."""
@@ -80,16 +85,22 @@ def load(name: str, directory: Path) -> tuple[Any, dict[str, Any]]:
     return model.eval(), info
 
 
-def run(model: Any, tokens: list[int]) -> Any:
+def run(name: str, model: Any, tokens: list[int]) -> Any:
     """Logits of a text, or the last hidden states of a model without a head."""
+    model_type = SPECIES[name].model_type
+    if model_type in zoo.TEXT_PART:
+        model = operator.attrgetter(zoo.TEXT_PART[model_type])(model)
     wanted = inspect.signature(model.forward).parameters
     ids = torch.tensor([tokens])
-    inputs = {name: ids for name in ("input_ids", "decoder_input_ids") if name in wanted}
+    inputs: dict[str, Any] = {"use_cache": False} if "use_cache" in wanted else {}
+    inputs |= {part: ids for part in ("input_ids", "decoder_input_ids") if part in wanted}
+    if model_type in zoo.MORE_INPUTS:
+        inputs |= zoo.MORE_INPUTS[model_type](ids)
     with torch.no_grad():
         found = model(**inputs)
-    for name in LOGITS:
-        if found.get(name) is not None:
-            return found[name]
+    for part in LOGITS:
+        if found.get(part) is not None:
+            return found[part]
     return found[0]
 
 
@@ -121,8 +132,8 @@ def test_every_architecture(name: str, helper: Path, tmp_path: Path) -> None:
     new_model, new_info = load(name, target)
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         assert set(new_info[problem]) <= set(old_info[problem]), problem
-    old_logits = run(old_model, TEXT)
-    new_logits = run(new_model, [TARGET_OF[token] for token in TEXT])
+    old_logits = run(name, old_model, TEXT)
+    new_logits = run(name, new_model, [TARGET_OF[token] for token in TEXT])
     if old_logits.shape[-1] == ROWS:
         assert new_logits.shape[-1] == TARGET_ROWS
         old_logits = old_logits[..., list(TARGET_OF)]
@@ -130,7 +141,7 @@ def test_every_architecture(name: str, helper: Path, tmp_path: Path) -> None:
     assert old_logits.shape == new_logits.shape
     assert torch.isfinite(old_logits).all()
     assert torch.allclose(old_logits, new_logits, atol=1e-4, rtol=1e-3)
-    assert torch.isfinite(run(new_model, [*range(TARGET_ROWS - 8, TARGET_ROWS)])).all()
+    assert torch.isfinite(run(name, new_model, [*range(TARGET_ROWS - 8, TARGET_ROWS)])).all()
 
 
 def bits(array: np.ndarray) -> np.ndarray:
