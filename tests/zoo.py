@@ -49,7 +49,9 @@ def species() -> dict[str, Species]:
     """All architectures by name: the model type, or the model type and what is special."""
     found: dict[str, Species] = {}
     for mapping in MAPPINGS:
-        for model_type, name in getattr(modeling_auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES").items():
+        for model_type, name in getattr(
+            modeling_auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES"
+        ).items():
             if model_type not in WITHOUT_TEXT:
                 class_name = name if isinstance(name, str) else name[0]
                 found.setdefault(model_type, Species(model_type, class_name))
@@ -82,6 +84,11 @@ VARIANTS = {
     "modernbert/untied": Species("modernbert", "ModernBertForMaskedLM", UNTIED),
     "opt/narrow": Species("opt", "OPTForCausalLM", {"word_embed_proj_dim": 16}),
     "qwen2/headless": Species("qwen2", "Qwen2Model"),
+    "shieldgemma2": Species(
+        "shieldgemma2",
+        "ShieldGemma2ForImageClassification",
+        {"yes_token_index": 40, "no_token_index": 41},
+    ),
     "roberta/classifier": Species("roberta", "RobertaForSequenceClassification"),
     "roberta/untied": Species("roberta", "RobertaForMaskedLM", UNTIED),
     "t5/encoder": Species("t5", "T5EncoderModel"),
@@ -146,7 +153,9 @@ SMALL: dict[str, Any] = {
 
 VOCABULARY_KEYS = ("vocab_size", "vocab_size_per_layer_input", "n_words", "text_vocab_size",
                    "src_vocab_size", "tgt_vocab_size", "decoder_vocab_size", "unpadded_vocab_size")  # fmt: skip
-NOT_TEXT = re.compile("vision|audio|image_config|codebook|depth|talker|qformer|protein|projector|code_predictor|word_timestamp")
+NOT_TEXT = re.compile(
+    "vision|audio|image_config|codebook|depth|talker|qformer|protein|projector|code_predictor|word_timestamp"
+)
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "depth")
 DERIVED = ("id2label", "label2id", "transformers_version", "architectures", "_name_or_path",
@@ -196,7 +205,7 @@ def shrunk_number(name: str, value: Any, taken: Any) -> Any:
 
 
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-MQA = {"num_key_value_heads": 4}
+MHA = {"num_key_value_heads": 4}
 MROPE = {"rope_parameters": ROPE | {"mrope_section": [2, 1, 1]}}
 SAM = {"output_channels": 16, "downsample_channels": [16, 32], "scale": 32, "mlp_dim": 48}
 CODEC = {"num_filters": 2, "downsampling_ratios": [2, 2], "depths": [1, 1, 1]}
@@ -213,15 +222,15 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "dia": {"decoder_config": {"vocab_size": 64}},
     "diffusion_gemma": {"text_config": {"num_experts": 4, "top_k_experts": 2}},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
-    "dots3_note": {"text_config": MQA | {"layer_types": ["indexed_attention"] * 2}},
-    "dots3_note_text": MQA | {"layer_types": ["indexed_attention"] * 2},
+    "dots3_note": {"text_config": MHA | {"layer_types": ["indexed_attention"] * 2}},
+    "dots3_note_text": MHA | {"layer_types": ["indexed_attention"] * 2},
     "emu3": {"vocabulary_map": {"<image>": 300, "<|extra_200|>": 301},
              "vq_config": {"base_channels": 32, "channel_multiplier": [1, 1]}},
     "ernie4_5_vl_moe": {"text_config": {
         "moe_intermediate_size": [24, 24],
         "rope_parameters": ROPE | {"mrope_section": [1, 1, 2]}}},
     "esm": {"vocab_size": "rows", "pad_token_id": 1, "mask_token_id": 3},
-    "esmc": MQA,
+    "esmc": MHA,
     "florence2": {
         "vision_config": {"depths": [1, 1], "patch_size": [7, 3], "patch_stride": [4, 2],
                           "patch_padding": [3, 1], "patch_prenorm": [False, True],
@@ -229,7 +238,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
                           "window_size": 4}
     },
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": 8}},
-    "glm5_next": {"text_config": MQA | {"index_kpool": 2, "qk_rope_head_dim": 0}},
+    "glm5_next": {"text_config": MHA | {"index_kpool": 2, "qk_rope_head_dim": 0}},
     "granite4_vision": {"deepstack_layer_map": [[-1, 0]], "downsample_rate": "1/2", "vision_config": {"hidden_size": 64}},
     "janus": {"vq_config": {"num_embeddings": 16, "base_channels": 32,
                             "channel_multiplier": [1, 1], "latent_channels": 32}},
@@ -239,8 +248,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8},
     "mistral_large4": {"text_config": {"kv_source_layers": [0, 1]}},
     "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
-    "moonshine_streaming": {"num_key_value_heads": 4, "encoder_config": MQA},
-    "nemo_speechlm": {"word_timestamp_config": {"blank_token_id": 63}},
+    "moonshine_streaming": {"num_key_value_heads": 4, "encoder_config": MHA},
+    "nemo_speechlm": {"audio_config": {"asr_config": MHA, "diarization_config": {"audio_config": MHA}},
+                      "word_timestamp_config": MHA | {"blank_token_id": 63}},
     "neomme": {"rope_parameters": {
         kind: ROPE | {"partial_rotary_factor": 0.5}
         for kind in ("full_attention", "sliding_attention")}},
@@ -289,6 +299,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"use_cache": False},
 }  # fmt: skip
 """Settings of models that the rules above do not make buildable; "rows" is the vocabulary's size."""
+
 
 def ramp(*shape: int) -> torch.Tensor:
     """Numbers for the pictures and sounds that some models can't do without."""
@@ -366,18 +377,28 @@ def config_of(kind: Species, rows: int) -> Any:
     return made(**changed(settings, kind.settings, rows))
 
 
-def build(kind: Species, rows: int) -> Any:
-    """The tiny model, in evaluation mode: the same weights every time.
+def model_class(kind: Species) -> Any:
+    return getattr(transformers, kind.class_name)
 
-    Raises whatever transformers raises where this version of it can't make the model.
+
+def check_small(kind: Species, rows: int) -> None:
+    """Lay the model out without memory for it.
+
+    Raises ValueError if a part of it was not made small, and whatever transformers raises where
+    this version of it can't make the model.
     """
-    made = getattr(transformers, kind.class_name)
     with torch.device("meta"):
-        count = sum(tensor.numel() for tensor in made(config_of(kind, rows)).parameters())
+        model = model_class(kind)(config_of(kind, rows))
+    count = sum(tensor.numel() for tensor in model.parameters())
     if count > MAX_PARAMETERS:
         raise ValueError(f"{kind}: {count} parameters; some part of it is not small")
+
+
+def build(kind: Species, rows: int) -> Any:
+    """The tiny model, in evaluation mode: the same weights every time. Raises as check_small."""
+    check_small(kind, rows)
     torch.manual_seed(0)
-    model = made(config_of(kind, rows)).eval()
+    model = model_class(kind)(config_of(kind, rows)).eval()
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             # a bias of zeros would hide that its rows went to the wrong tokens
