@@ -6,8 +6,9 @@ differ between the two saves are the vocabulary tensors: a truth that needs no l
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,6 +84,11 @@ VARIANTS = {
     "modernbert/untied": Species("modernbert", "ModernBertForMaskedLM", UNTIED),
     "opt/narrow": Species("opt", "OPTForCausalLM", {"word_embed_proj_dim": 16}),
     "qwen2/headless": Species("qwen2", "Qwen2Model"),
+    "shieldgemma2": Species(
+        "shieldgemma2",
+        "ShieldGemma2ForImageClassification",
+        {"yes_token_index": 40, "no_token_index": 41},
+    ),
     "roberta/classifier": Species("roberta", "RobertaForSequenceClassification"),
     "roberta/untied": Species("roberta", "RobertaForMaskedLM", UNTIED),
     "t5/encoder": Species("t5", "T5EncoderModel"),
@@ -131,14 +137,16 @@ SMALL: dict[str, Any] = {
     "time_step_rank": 4, "chunk_size": 16, "mamba_chunk_size": 16, "mamba_d_ssm": 64,
     # experts
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4,
-    "num_experts_per_tok": 2, "moe_topk": 2, "moe_k": 2, "n_group": 1, "topk_group": 1,
+    "num_experts_per_tok": 2, "moe_topk": 2, "moe_k": 2, "n_group": 1, "num_expert_group": 1, "topk_group": 1,
+    "num_experts_per_token": 2,
     "n_shared_experts": 1, "num_shared_experts": 1, "moe_num_shared_experts": 1,
     # positions
     "max_position_embeddings": 64, "n_positions": 64, "max_source_positions": 32,
     "max_target_positions": 64, "original_max_position_embeddings": 32, "sliding_window": 16,
     "attention_window_size": 16, "window_size": 16, "context_length": 64,
     # vision and audio
-    "image_size": 28, "patch_size": 14, "num_position_embeddings": 16, "num_mel_bins": 16,
+    "image_size": 28, "patch_size": 14, "patch_embed_hidden_size": 32, "visual_feat_dim": 32,
+    "input_feat_per_channel": 16, "num_position_embeddings": 16, "num_mel_bins": 16,
     "num_filters": 4, "codebook_size": 16,
 }  # fmt: skip
 """What a setting of this name becomes, where it is not None."""
@@ -153,7 +161,8 @@ LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_lay
 DERIVED = ("id2label", "label2id", "transformers_version", "architectures", "_name_or_path",
            "per_layer_config")  # fmt: skip
 """What a config works out by itself, or what speaks of layers that are not there any more."""
-WHEN_NONE = {"head_dim": 8, "num_key_value_heads": 2, "moe_intermediate_size": 24}
+WHEN_NONE = {"head_dim": 8, "num_key_value_heads": 2, "moe_intermediate_size": 24,
+             "num_experts_per_tok": 2}  # fmt: skip
 """What has to be said for some models, where the default is None."""
 
 
@@ -179,6 +188,8 @@ def shrink(settings: dict[str, Any], rows: int, path: str = "") -> dict[str, Any
             small[key] = [shrunk_number(str(key), item, ()) for item in list(value)[-2:]]
         else:
             small[key] = value
+    if small.get("qk_rope_head_dim"):  # latent attention rotates that part of each head only
+        small |= {"head_dim": small["qk_rope_head_dim"], "num_key_value_heads": 4}
     return small
 
 
@@ -194,7 +205,8 @@ def shrunk_number(name: str, value: Any, taken: Any) -> Any:
 
 
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-MQA = {"num_key_value_heads": 4}
+MHA = {"num_key_value_heads": 4}
+MROPE = {"rope_parameters": ROPE | {"mrope_section": [2, 1, 1]}}
 SAM = {"output_channels": 16, "downsample_channels": [16, 32], "scale": 32, "mlp_dim": 48}
 CODEC = {"num_filters": 2, "downsampling_ratios": [2, 2], "depths": [1, 1, 1]}
 OVERRIDES: dict[str, dict[str, Any]] = {
@@ -202,7 +214,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "chameleon": {"vocabulary_map": {"<image>": 300, "IMGIMGAZ": 301}},
     "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": ROPE}}},
     "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE}},
-    "dbrx": {"attn_config": {"rope_theta": 10000.0}, "ffn_config": {"hidden_size": 32}},
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}, "ffn_config": {"hidden_size": 32}},
     "deepseek_ocr2": {
         "text_config": {"mlp_layer_types": ["dense", "sparse"], "num_experts_per_tok": 2},
         "vision_config": {"sam_config": SAM},
@@ -210,15 +222,15 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "dia": {"decoder_config": {"vocab_size": 64}},
     "diffusion_gemma": {"text_config": {"num_experts": 4, "top_k_experts": 2}},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
-    "dots3_note": {"text_config": MQA | {"layer_types": ["indexed_attention"] * 2}},
-    "dots3_note_text": MQA | {"layer_types": ["indexed_attention"] * 2},
+    "dots3_note": {"text_config": MHA | {"layer_types": ["indexed_attention"] * 2}},
+    "dots3_note_text": MHA | {"layer_types": ["indexed_attention"] * 2},
     "emu3": {"vocabulary_map": {"<image>": 300, "<|extra_200|>": 301},
              "vq_config": {"base_channels": 32, "channel_multiplier": [1, 1]}},
     "ernie4_5_vl_moe": {"text_config": {
         "moe_intermediate_size": [24, 24],
         "rope_parameters": ROPE | {"mrope_section": [1, 1, 2]}}},
     "esm": {"vocab_size": "rows", "pad_token_id": 1, "mask_token_id": 3},
-    "esmc": MQA,
+    "esmc": MHA,
     "florence2": {
         "vision_config": {"depths": [1, 1], "patch_size": [7, 3], "patch_stride": [4, 2],
                           "patch_padding": [3, 1], "patch_prenorm": [False, True],
@@ -226,7 +238,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
                           "window_size": 4}
     },
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": 8}},
-    "glm5_next": {"text_config": MQA | {"index_kpool": 2, "qk_rope_head_dim": 0}},
+    "glm5_next": {"text_config": MHA | {"index_kpool": 2, "qk_rope_head_dim": 0}},
     "granite4_vision": {"deepstack_layer_map": [[-1, 0]], "downsample_rate": "1/2", "vision_config": {"hidden_size": 64}},
     "janus": {"vq_config": {"num_embeddings": 16, "base_channels": 32,
                             "channel_multiplier": [1, 1], "latent_channels": 32}},
@@ -236,13 +248,15 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8},
     "mistral_large4": {"text_config": {"kv_source_layers": [0, 1]}},
     "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
-    "moonshine_streaming": {"num_key_value_heads": 4, "encoder_config": MQA},
-    "nemo_speechlm": {"word_timestamp_config": {"blank_token_id": 63}},
+    "moonshine_streaming": {"num_key_value_heads": 4, "encoder_config": MHA},
+    "nemo_speechlm": {"audio_config": {"asr_config": MHA, "diarization_config": {"audio_config": MHA}},
+                      "word_timestamp_config": MHA | {"blank_token_id": 63}},
     "neomme": {"rope_parameters": {
         kind: ROPE | {"partial_rotary_factor": 0.5}
         for kind in ("full_attention", "sliding_attention")}},
     "perceiver": {"d_latents": 32, "num_latents": 8, "num_self_attends_per_block": 1},
     "qwen2_5_omni": {
+        "thinker_config": {"text_config": MROPE},
         "token2wav_config": {
             "bigvgan_config": {"upsample_initial_channel": 64},
             "dit_config": {"num_embeds": 17, "enc_channels": [16, 16, 16, 16, 48]},
@@ -250,7 +264,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "qwen3_omni_moe": {"talker_config": {
         "spatial_merge_size": 2, "text_config": {"shared_expert_intermediate_size": 24}}},
-    "qwen4_exp": {"text_config": {"layer_types": ["linear_attention", "linear_attention"]}},
+    "qwen4_exp": {"text_config": {"use_cache": False, "layer_types": ["linear_attention", "linear_attention"]}},
     "qwen4_exp_text": {"layer_types": ["linear_attention", "linear_attention"]},
     "reformer": {"axial_pos_shape": [8, 8], "axial_pos_embds_dim": [16, 16],
                  "attn_layers": ["local", "lsh"]},
@@ -265,8 +279,83 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "semantic_tokenizer_encoder_config": CODEC,
     },
     "zaya": {"num_experts_per_tok": 1},
+    "colqwen2": {"vlm_config": {"text_config": MROPE}},
+    "glm46v": {"text_config": MROPE},
+    "glm4v": {"text_config": MROPE},
+    "glm_ocr": {"text_config": MROPE},
+    "glmga": {"text_config": MROPE},
+    "glm4v_moe": {"text_config": {"rope_parameters": ROPE | {"mrope_section": [1, 1, 0]}}},
+    "hunyuan_vl": {"text_config": MROPE},
+    "hy_v4": {"indexer_types": ["full", "full"]},
+    "nystromformer": {"conv_kernel_size": 5},
+    "paddleocr_vl": {"text_config": MROPE},
+    "qwen2_5_omni_thinker": {"text_config": MROPE},
+    "qwen2_5_vl": {"text_config": MROPE},
+    "qwen2_vl": {"text_config": MROPE},
+    "step3p7": {"text_config": {"sliding_window": 16}},
+    "xmod": {"default_language": "en_XX"},
+    "deepseek_v4": {"head_dim": 32},
+    "zamba2": {"mamba_headdim": 32},
+    "granitemoehybrid": {"use_cache": False},
 }  # fmt: skip
 """Settings of models that the rules above do not make buildable; "rows" is the vocabulary's size."""
+
+
+def ramp(*shape: int) -> torch.Tensor:
+    """Numbers for the pictures and sounds that some models can't do without."""
+    return torch.linspace(-1, 1, math.prod(shape)).reshape(shape)
+
+
+def _picture(ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"pixel_values": ramp(1, 3, 28, 28)}
+
+
+def _features(ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"input_features": ramp(1, 32, 16)}
+
+
+def _sound(ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"input_values": ramp(1, 3200)}
+
+
+MORE_INPUTS: dict[str, Callable[[torch.Tensor], dict[str, torch.Tensor]]] = {
+    "blip": _picture,
+    "canary": _features,
+    "cohere_asr": _features,
+    "dia": lambda ids: {"decoder_input_ids": torch.zeros(1, 8, 9, dtype=torch.long)},
+    "idefics": lambda ids: {
+        "pixel_values": ramp(1, 1, 3, 28, 28),
+        "image_attention_mask": torch.ones(1, ids.shape[1], 1),
+    },
+    "kyutai_speech_to_text": lambda ids: {
+        "input_ids": torch.stack([ids, torch.zeros_like(ids), torch.ones_like(ids)], -1)
+    },
+    "lxmert": lambda ids: {"visual_feats": ramp(1, 4, 32), "visual_pos": ramp(1, 4, 4)},
+    "moonshine": _sound,
+    "moonshine_streaming": _sound,
+    "pix2struct": lambda ids: {"flattened_patches": torch.zeros(1, 4, 34)},
+    "pp_formulanet": _picture,
+    "speech-encoder-decoder": _sound,
+    "speech_to_text": _features,
+    "speecht5": _sound,
+    "splinter": lambda ids: {"question_positions": torch.zeros(1, 1, dtype=torch.long)},
+    "udop": lambda ids: {"bbox": torch.zeros(1, ids.shape[1], 4)},
+    "vision-encoder-decoder": _picture,
+    "voxtral_realtime": lambda ids: {"input_features": ramp(1, 16, 64)},
+    "whisper": lambda ids: {"input_features": ramp(1, 16, 64)},
+}
+"""What models need beside a text to run at all, by model type."""
+
+TEXT_PART = {
+    "blip-2": "language_model",
+    "instructblip": "language_model",
+    "instructblipvideo": "language_model",
+    "kosmos-2": "text_model",
+    "pi0": "model.vlm",
+    "qwen2_5_omni": "thinker",
+    "qwen3_omni_moe": "thinker",
+}
+"""The part to run, by model type, where the whole does not run with a text alone."""
 
 
 def changed(settings: dict[str, Any], changes: dict[str, Any], rows: int) -> dict[str, Any]:
@@ -288,18 +377,28 @@ def config_of(kind: Species, rows: int) -> Any:
     return made(**changed(settings, kind.settings, rows))
 
 
-def build(kind: Species, rows: int) -> Any:
-    """The tiny model, in evaluation mode: the same weights every time.
+def model_class(kind: Species) -> Any:
+    return getattr(transformers, kind.class_name)
 
-    Raises whatever transformers raises where this version of it can't make the model.
+
+def check_small(kind: Species, rows: int) -> None:
+    """Lay the model out without memory for it.
+
+    Raises ValueError if a part of it was not made small, and whatever transformers raises where
+    this version of it can't make the model.
     """
-    made = getattr(transformers, kind.class_name)
     with torch.device("meta"):
-        count = sum(tensor.numel() for tensor in made(config_of(kind, rows)).parameters())
+        model = model_class(kind)(config_of(kind, rows))
+    count = sum(tensor.numel() for tensor in model.parameters())
     if count > MAX_PARAMETERS:
         raise ValueError(f"{kind}: {count} parameters; some part of it is not small")
+
+
+def build(kind: Species, rows: int) -> Any:
+    """The tiny model, in evaluation mode: the same weights every time. Raises as check_small."""
+    check_small(kind, rows)
     torch.manual_seed(0)
-    model = made(config_of(kind, rows)).eval()
+    model = model_class(kind)(config_of(kind, rows)).eval()
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             # a bias of zeros would hide that its rows went to the wrong tokens
