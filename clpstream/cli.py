@@ -306,6 +306,8 @@ def _map_tokens(pairs: tuple[str, ...]) -> dict[str, str]:
         place = pair.find("=", 1)
         if place < 0 or place == len(pair) - 1:
             raise click.UsageError(f"--map-token {pair!r}: it is not TARGET=SOURCE")
+        if pair[:place] in found:
+            raise click.UsageError(f"--map-token: {pair[:place]!r} is there twice; give it once")
         found[pair[:place]] = pair[place + 1 :]
     return found
 

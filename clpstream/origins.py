@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil
 
@@ -72,10 +72,7 @@ def find_origins(
     Raises VocabularyError if source and helper share no token, or a mapped token is not there.
     """
     split = Splitter(source, source_rows)
-    wanted = {
-        _target_token(target, text): _source_tokens(source, split, source_rows, by)
-        for text, by in (mapped or {}).items()
-    }
+    wanted = _wanted(source, target, split, source_rows, mapped) if mapped else {}
     pieces = {token: found for token, found in wanted.items() if len(found) > 1}
     fixed = {token: MISSING if token in pieces else found[0] for token, found in wanted.items()}
     shared = match(source, target, rule, source_rows, fixed)
@@ -120,37 +117,50 @@ def _strict(rule: Match) -> Match:
     return "bytes" if rule == "fuzzy" else rule
 
 
-def _target_token(target: Vocabulary, text: str) -> int:
-    token = _token(target, text)
-    if token is None:
-        raise VocabularyError(
-            f"{target.path}: it has no token {text!r}, for which a source token was given; check "
-            "how it is written"
-        )
-    return token
+def _wanted(
+    source: Vocabulary, target: Vocabulary, split: Splitter, limit: int, mapped: Mapping[str, str]
+) -> dict[int, tuple[int, ...]]:
+    """By target token: the source token that the user wants for it, or several pieces."""
+    in_source, in_target = _finder(source), _finder(target)
+    found: dict[int, tuple[int, ...]] = {}
+    for text, by in mapped.items():
+        token = in_target(text)
+        if token is None:
+            raise VocabularyError(
+                f"{target.path}: it has no token {text!r}, for which a source token was given; "
+                "check how it is written"
+            )
+        if token in found:
+            raise VocabularyError(
+                f"{target.path}: {text!r} is a token for which a source token was given already, "
+                "written in another way; give one"
+            )
+        old = in_source(by)
+        if old is not None and old >= limit:
+            raise VocabularyError(
+                f"{source.path}: {by!r} is token {old}, and the source has {limit} rows; give "
+                "another token"
+            )
+        pieces = split(_encoded(by), space_before=True) if old is None else [old]
+        if not pieces:
+            raise VocabularyError(
+                f"{source.path}: {by!r} is no token of it, and can't be split into its tokens; "
+                "give another text for the target's token"
+            )
+        found[token] = tuple(pieces)
+    return found
 
 
-def _source_tokens(source: Vocabulary, split: Splitter, limit: int, text: str) -> tuple[int, ...]:
-    """The token that `text` is, or those that it splits into."""
-    token = _token(source, text)
-    if token is not None and token < limit:
-        return (token,)
-    found = split(text.encode(), space_before=True)
-    if not found:
-        raise VocabularyError(
-            f"{source.path}: {text!r} is no token of it, and can't be split into its tokens; give "
-            "another text for the target's token"
-        )
-    return tuple(found)
+def _finder(vocabulary: Vocabulary) -> Callable[[str], int | None]:
+    """Finds the token that is written as a text, or else stands for it."""
+    names = {piece: token for token, piece in enumerate(vocabulary.pieces) if piece is not None}
+    texts = vocabulary.ids_by_text(vocabulary.size)
+    return lambda text: names.get(text, texts.get(_encoded(text)))
 
 
-def _token(vocabulary: Vocabulary, text: str) -> int | None:
-    """The token that is written as `text`, or stands for it."""
-    columns = (
-        (vocabulary.pieces, text),
-        (vocabulary.text, text.encode("utf-8", "surrogateescape")),
-    )
-    return next((column.index(value) for column, value in columns if value in column), None)
+def _encoded(text: str) -> bytes:
+    """Text of the command line, where it need not be UTF-8."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _text(vocabulary: Vocabulary, token: int) -> bytes:

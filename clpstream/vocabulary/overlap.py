@@ -23,7 +23,8 @@ class Overlap:
     """For each target id its source id, or MISSING, or UNUSED where no token has the id.
 
     source_of: shape (target size,), int64.
-    rules: how many shared tokens each rule found: "role", "name", "bytes", "exact", "fuzzy".
+    rules: how many shared tokens each rule found: "map", "role", "name", "bytes",
+    "exact", "fuzzy".
     fuzzy: target ids of the shared tokens that the rule "fuzzy" found.
     """
 
@@ -96,7 +97,7 @@ def match(
         if piece is None:
             continue
         if token in mapped:
-            found, how = mapped[token], "mapped"
+            found, how = mapped[token], "map"
         else:
             found, how = finder.find(token, piece)
         source_of[token] = found
