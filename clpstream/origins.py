@@ -77,7 +77,8 @@ def find_origins(
     fixed = {token: MISSING if token in pieces else found[0] for token, found in wanted.items()}
     shared = match(source, target, rule, source_rows, fixed)
     own = helper is target
-    anchors = shared if own else match(source, helper, rule, source_rows)
+    # a mapped token's row in the helper and its new one are not two rows of one token
+    anchors = shared if own and not fixed else match(source, helper, rule, source_rows)
     anchor_rows = anchors.anchors[anchors.anchors < helper_rows]
 
     helper_of = (
