@@ -128,12 +128,13 @@ def _conversion_options(command: Command) -> Command:
         ),
         _option(
             "--match",
-            type=click.Choice(["bytes", "exact"]),
+            type=click.Choice(["bytes", "exact", "fuzzy"]),
             default="bytes",
             show_default=True,
             help="When two vocabularies share a token. bytes: it stands for the same bytes, "
             "however it is written; special tokens by role (bos, eos, pad, unk, cls, sep, mask), "
-            "then by name. exact: the same string, as in CLP-Transfer.",
+            "then by name. exact: the same string, as in CLP-Transfer. fuzzy: as bytes; then a "
+            "token still missing gets the row of one that differs in case or a leading space only.",
         ),
         _option(
             "--shared",
@@ -167,10 +168,43 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("helper", type=click.Path(path_type=Path))
+@click.argument("source", type=click.Path())  # str: a Path would change some ids
+@click.argument("helper", type=click.Path())
 @click.argument("output", type=click.Path(path_type=Path))
 @_conversion_options
+@_option(
+    "--tokenizer",
+    metavar="MODEL",
+    help="Directory or id of OUTPUT's tokenizer, where it is not HELPER's: an extended or pruned "
+    "vocabulary, a newer release. Its tokens that neither model has are made from the source "
+    "tokens that they split into (--pieces).",
+)
+@_option(
+    "--map-token",
+    "map_tokens",
+    metavar="TARGET=SOURCE",
+    multiple=True,
+    help="The target's token TARGET gets the row of the source's token SOURCE, or is made from the "
+    "source tokens that the text SOURCE splits into (--pieces). Split at the first = that is not "
+    "the first character. Can be given several times.",
+)
+@_option(
+    "--pieces",
+    type=click.Choice(["mean", "ends"]),
+    default="mean",
+    show_default=True,
+    help="How a row is made from those of several source tokens. mean: their mean. ends: the last "
+    "one's in input embeddings, the first one's in output heads (as transplant-vocab does).",
+)
+@_option(
+    "--pad-to-multiple-of",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Round the number of rows up to a multiple of N; rows without a token are copies of the "
+    "source's own such rows, or the mean row if it has none.",
+)
 @_option(
     "--vocab-tensor",
     "vocab_tensors",
@@ -193,12 +227,14 @@ def cli() -> None:
 )
 @click.pass_context
 def convert(
-    context: click.Context, /, source: Path, helper: Path, output: Path, **options: Any
+    context: click.Context, /, source: str, helper: str, output: Path, **options: Any
 ) -> None:
     """Write to OUTPUT the model SOURCE with the vocabulary of HELPER.
 
     SOURCE is the checkpoint whose weights are kept; HELPER is a (small) one in the target language,
-    with the tokenizer that OUTPUT gets. All three are directories in Hugging Face layout.
+    with the tokenizer that OUTPUT gets. All three are directories in Hugging Face layout. SOURCE
+    and HELPER can also be models on the Hugging Face Hub, ORG/NAME or ORG/NAME@REVISION: of these,
+    the files that are needed are fetched into the Hub's cache, also for a dry run.
     """
     from clpstream.conversion import convert as run
 
@@ -209,6 +245,10 @@ def convert(
         method=_method(context, options),
         match=options["match"],
         shared=options["shared"],
+        tokenizer=options["tokenizer"],
+        map_tokens=_map_tokens(options["map_tokens"]),
+        pieces=options["pieces"],
+        pad_to_multiple_of=options["pad_to_multiple_of"],
         vocab_tensors=options["vocab_tensors"],
         pass_through=options["pass_through"],
         overwrite=options["overwrite"],
@@ -242,6 +282,32 @@ def demo(context: click.Context, /, output: Path, **options: Any) -> None:
         from clpstream.demo import compare_tokenizers
 
         _print(compare_tokenizers(output))
+
+
+@cli.command()
+@click.argument("model", type=click.Path())
+@_option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def inspect(model: str, as_json: bool) -> None:
+    """Say what MODEL is: its vocabulary tensors, its tokenizer, and what would stop a conversion.
+
+    MODEL is a directory in Hugging Face layout or a model on the Hub, of which headers and small
+    files are read alone.
+    """
+    from clpstream.inspection import inspect as look
+    from clpstream.terminal import description
+
+    found = look(model)
+    _print(json.dumps(found.to_json(), indent=2) if as_json else description(found))
+
+
+def _map_tokens(pairs: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for pair in pairs:
+        place = pair.find("=", 1)
+        if place < 0 or place == len(pair) - 1:
+            raise click.UsageError(f"--map-token {pair!r}: it is not TARGET=SOURCE")
+        found[pair[:place]] = pair[place + 1 :]
+    return found
 
 
 def _method(context: click.Context, options: dict[str, Any]) -> Method:

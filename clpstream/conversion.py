@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clpstream.checkpoint import TensorRows
+from clpstream.checkpoint import FLOATS, TensorRows
 from clpstream.errors import NotFiniteError, OutputError
+from clpstream.hub import cache_entry, local_directory
+from clpstream.origins import NO_ROW
 from clpstream.output.files import json_bytes, write_file
 from clpstream.output.report import REPORT_FILE, Report, peak_memory
 from clpstream.output.shards import NewTensor, write_shard
 from clpstream.output.staging import check_place, check_space, free_bytes, staged
 from clpstream.output.target_rows import target_rows
 from clpstream.output.verify import verify
-from clpstream.plan import Plan, Shared, make_plan
+from clpstream.plan import Pieces, Plan, Shared, make_plan
 from clpstream.progress import Progress, Update
 from clpstream.reporting import make_report
-from clpstream.transfer import Method, Prepared, Rows, Selected, mean
+from clpstream.transfer import Method, Prepared, Rows, Selected, gathered, mean
 from clpstream.vocabulary import Match
 
 
@@ -70,9 +72,13 @@ def convert(
     helper: str | Path,
     output: str | Path,
     *,
+    tokenizer: str | Path | None = None,
     method: str | Method = "knn",
     match: Match = "bytes",
     shared: Shared = "copy",
+    map_tokens: Mapping[str, str] | None = None,
+    pieces: Pieces = "mean",
+    pad_to_multiple_of: int = 1,
     vocab_tensors: Collection[str] = (),
     pass_through: Collection[str] = (),
     overwrite: bool = False,
@@ -81,29 +87,42 @@ def convert(
 ) -> Conversion:
     """Write to `output` the source checkpoint with the helper's vocabulary.
 
-    source, helper: directories of Hugging Face checkpoints. output: a directory that is not there
-    yet, or that `overwrite` lets this replace; it appears only once it is whole.
+    source, helper: directories of Hugging Face checkpoints, or as str the ids of models on the
+    Hub, ORG/NAME or ORG/NAME@REVISION: of these, what is needed is fetched into the Hub's cache.
+    output: a directory that is not there yet, or that `overwrite` lets this replace; it appears
+    only once it is whole.
+    tokenizer: directory or id of the target's tokenizer, where it is not the helper's. Its tokens
+    that neither source nor helper has are made from the source tokens that they split into.
     method: "knn", "clp", or an object such as Knn(neighbors=5).
     match: how tokens are matched, see `clpstream.match`.
     shared: "copy" keeps the source rows of tokens that both vocabularies have, bit for bit.
+    map_tokens: target token -> the source token whose row it gets, or text that the source splits.
+    pieces: how a row is made from those of several source tokens: "mean"; or "ends", the last for
+    input embeddings and the first for output heads.
+    pad_to_multiple_of: the number of rows is rounded up to a multiple of this.
     vocab_tensors, pass_through: names of source tensors that clpstream can't tell by itself.
-    dry_run: find out what would happen, and write nothing.
+    dry_run: find out what would happen, and write nothing (but to the Hub's cache).
 
     Raises a ClpstreamError that says what is wrong and what to do; nothing is left behind then.
     """
     begin = time.monotonic()
     output = Path(os.path.normpath(output))  # 'new/../x' would leave 'new' behind
     progress = progress or Progress()
+    check_place(output, [], overwrite)  # before anything is fetched
     plan = make_plan(
-        source,
-        helper,
+        local_directory(source, "source", progress),
+        local_directory(helper, "helper", progress),
+        tokenizer=None if tokenizer is None else local_directory(tokenizer, "tokenizer", progress),
         method=method,
         match_by=match,
         shared=shared,
+        map_tokens=map_tokens,
+        pieces=pieces,
+        pad_to_multiple_of=pad_to_multiple_of,
         vocab_tensors=vocab_tensors,
         pass_through=pass_through,
     )
-    check_place(output, [plan.source.directory, plan.helper.directory], overwrite)
+    check_place(output, [cache_entry(directory) for directory in plan.inputs], overwrite)
     memory = peak_memory() + plan.working_bytes
     free = free_bytes(output)
     if dry_run:
@@ -144,31 +163,75 @@ def _write(plan: Plan, stage: Path, progress: Progress) -> Report:
     for name, path in plan.copied_files.items():
         write_file(stage / name, path.read_bytes())
     write_file(stage / REPORT_FILE, json_bytes(report.to_json()))
-    verify(stage, plan.source, dict.fromkeys(plan.vocabulary_names, plan.rows))
+    verify(stage, plan.source, plan.new)
     return report
 
 
 def _prepare(plan: Plan, progress: Progress) -> Prepared:
-    helper = TensorRows(plan.embeddings.span)
-    missing = plan.overlap.missing
-    with progress.task(f"{plan.method.name}: missing tokens", len(missing), "tokens") as update:
-        return plan.method.prepare(
-            Selected(helper, plan.overlap.shared), _Counted(Selected(helper, missing), update)
-        )
+    helper, origins = plan.embeddings.plane(0), plan.origins
+    wanted = Selected(helper, origins.helper_rows)
+    with progress.task(f"{plan.method.name}: missing tokens", wanted.shape[0], "tokens") as update:
+        return plan.method.prepare(Selected(helper, origins.anchor_rows), _Counted(wanted, update))
 
 
-def _rows(plan: Plan, prepared: Prepared, tensor: NewTensor) -> Iterator[npt.NDArray[Any]]:
-    source = TensorRows(tensor.span)
-    overlap = plan.overlap
-    anchors = Selected(source, overlap.source_of[overlap.shared])
-    unused_row = mean(anchors) if len(overlap.unused) else np.zeros(source.shape[1])
-    return target_rows(
-        source,
-        overlap.source_of,
-        overlap.is_missing,
-        prepared.rows(anchors),
-        unused_row.astype(np.float32),
-    )
+def _rows(plan: Plan, prepared: Prepared, new: NewTensor) -> Iterator[npt.NDArray[Any]]:
+    make = _combined_rows if new.tensor.span.dtype in FLOATS else _copied_rows
+    for plane in range(new.tensor.planes):
+        yield from make(plan, prepared, new, new.tensor.plane(plane))
+
+
+def _combined_rows(
+    plan: Plan, prepared: Prepared, new: NewTensor, source: TensorRows
+) -> Iterator[npt.NDArray[Any]]:
+    """The rows of one plane of a tensor."""
+    origins = plan.origins
+    anchors = Selected(source, origins.anchors)
+    copied = _with_idle_rows(plan, new, source)
+    made = [(origins.combined, prepared.rows(anchors))]
+    if origins.pieces:
+        groups = list(origins.pieces.values())
+        weights = [_weights(plan, new, len(group)) for group in groups]
+        made.append((np.array(list(origins.pieces)), gathered(groups, weights, source)))
+    rest = len(copied) > (copied >= 0).sum() + sum(len(tokens) for tokens, _ in made)
+    filler = mean(anchors) if rest else np.zeros(source.shape[1])
+    return target_rows(source, copied, made, filler.astype(np.float32))
+
+
+def _copied_rows(
+    plan: Plan, prepared: Prepared, new: NewTensor, source: TensorRows
+) -> Iterator[npt.NDArray[Any]]:
+    """The rows of a tensor of integers, which can't be combined: those of the heaviest anchors."""
+    origins = plan.origins
+    copied = _with_idle_rows(plan, new, source)
+    nearest = prepared.nearest(range(len(origins.combined)), 1)
+    for token, (anchors, _) in zip(origins.combined.tolist(), nearest, strict=True):
+        copied[token] = origins.anchors[anchors[0]] if len(anchors) else NO_ROW
+    for token, pieces in origins.pieces.items():
+        copied[token] = pieces[0]
+    copied[copied == NO_ROW] = origins.anchors[0]
+    return target_rows(source, copied, [], np.zeros(source.shape[1], np.float32))
+
+
+def _with_idle_rows(plan: Plan, new: NewTensor, source: TensorRows) -> npt.NDArray[np.int64]:
+    """Source rows to copy, by target row: also for ids without a token, from the source's own
+    such rows if they are finite, and for rows behind the vocabulary."""
+    copied = np.concatenate([plan.origins.copied, np.arange(plan.base_rows, new.tensor.rows)])
+    spare = plan.spare[source.finite(source.words(plan.spare))]
+    if len(spare):
+        copied[plan.origins.idle] = np.resize(spare, len(plan.origins.idle))
+    return copied
+
+
+def _weights(plan: Plan, new: NewTensor, count: int) -> list[float]:
+    """Of the source rows that make one row: equal, or at one end.
+
+    A model reads the last piece of a word where it knows the whole, and begins to write the word
+    with its first.
+    """
+    if plan.pieces == "mean":
+        return [1 / count] * count
+    end = 0 if new.tensor.role in ("output head", "head bias") else count - 1
+    return [float(place == end) for place in range(count)]
 
 
 class _Counted:
@@ -195,5 +258,5 @@ def _naming_tokens(plan: Plan) -> Iterator[None]:
         yield
     except NotFiniteError as error:
         from_helper = error.where == str(plan.embeddings.span)
-        vocabulary = plan.target_vocabulary if from_helper else plan.source_vocabulary
+        vocabulary = plan.helper_vocabulary if from_helper else plan.source_vocabulary
         raise NotFiniteError(error.where, error.row, vocabulary.describe(error.row)) from None

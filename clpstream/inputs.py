@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,15 @@ def refuse_lfs_pointer(path: Path) -> None:
             )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+def read_json(path: Path, shorten: Callable[[bytes], bytes] = bytes) -> dict[str, Any]:
+    """Read a JSON object; `shorten` takes from the file what need not be parsed.
 
     Raises CheckpointError if the file can't be read, is a Git LFS pointer, is not UTF-8 JSON, or
     holds anything but an object.
     """
     try:
         refuse_lfs_pointer(path)
-        content = json.loads(path.read_bytes())
+        content = json.loads(shorten(path.read_bytes()))
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read: {error.strerror}") from None
     except RecursionError:

@@ -7,51 +7,65 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+import numpy.typing as npt
+
 from clpstream.checkpoint import (
     INDEX_FILE,
     Checkpoint,
     VocabularyTensor,
     find_vocabulary_tensors,
     input_embeddings,
+    input_embeddings_names,
     is_tied,
-    known_vocabulary_tensors,
     open_checkpoint,
     vocabulary_role,
+    vocabulary_size,
 )
 from clpstream.errors import CheckpointError, TransferError
 from clpstream.inputs import read_json, read_json_if_there, refuse_lfs_pointer
+from clpstream.origins import Origins, find_origins
 from clpstream.output.config import Retarget
 from clpstream.output.files import json_bytes
-from clpstream.output.shards import TargetShard, index_of, plan_shards
+from clpstream.output.shards import NewTensor, TargetShard, index_of, plan_shards
 from clpstream.output.side_files import side_files
 from clpstream.transfer import METHODS, Method
-from clpstream.vocabulary import Match, Overlap, Vocabulary, match, read_vocabulary
+from clpstream.vocabulary import Match, Vocabulary, read_vocabulary, tokenizer_class
 
 Shared = Literal["copy"]
+Pieces = Literal["mean", "ends"]
 
 _OWN_TOKENIZER = ("qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "siglip2")
 """Model types whose tokenizer class transformers 5 takes from the type, whatever the files say."""
 _READING_BYTES = 64 << 20
 """What reading rows, a block of the target and rounding it to its dtype take."""
+_SPARE_ROWS = 1024
+_TOKENS_NAMED = 10
 
 
 @dataclass(frozen=True)
 class Plan:
     """Two opened checkpoints, and everything that follows from them for the target.
 
-    tensors: the source's vocabulary tensors. embeddings: the helper's input embeddings.
+    new: the vocabulary tensors by name. embeddings: the helper's input embeddings.
+    spare: source ids that no token has. base_rows: rows of the source's vocabulary tensors, but
+    for those that a model keeps behind the vocabulary (for images, for a prompt).
     written: JSON files of the target by name. copied_files: files copied byte for byte.
     """
 
     source: Checkpoint
     helper: Checkpoint
     source_vocabulary: Vocabulary
+    helper_vocabulary: Vocabulary
     target_vocabulary: Vocabulary
-    tensors: tuple[VocabularyTensor, ...]
+    new: Mapping[str, NewTensor]
     embeddings: VocabularyTensor
     tied: bool
-    overlap: Overlap
+    origins: Origins
+    spare: npt.NDArray[np.int64]
+    base_rows: int
     method: Method
+    pieces: Pieces
     options: Mapping[str, Any]
     shards: tuple[TargetShard, ...]
     written: Mapping[str, dict[str, Any]]
@@ -59,14 +73,10 @@ class Plan:
     warnings: tuple[str, ...]
 
     @property
-    def rows(self) -> int:
-        """Rows of the target's vocabulary tensors: the largest token id + 1."""
-        return self.target_vocabulary.size
-
-    @property
-    def vocabulary_names(self) -> set[str]:
-        """Names of the source's vocabulary tensors."""
-        return {tensor.name for tensor in self.tensors}
+    def inputs(self) -> list[Path]:
+        """Directories that are read."""
+        tokenizer = self.target_vocabulary.path.parent
+        return [self.source.directory, self.helper.directory, tokenizer]
 
     @property
     def shard_bytes(self) -> int:
@@ -86,10 +96,10 @@ class Plan:
     def working_bytes(self) -> int:
         """Estimate of the memory that the rows take, above what the plan itself holds."""
         return _READING_BYTES + self.method.working_bytes(
-            len(self.overlap.shared),
-            len(self.overlap.missing),
+            len(self.origins.anchors),
+            len(self.origins.combined),
             self.embeddings.width,
-            max(tensor.width for tensor in self.tensors),
+            max(new.tensor.width for new in self.new.values()),
         )
 
 
@@ -97,63 +107,111 @@ def make_plan(
     source: str | Path,
     helper: str | Path,
     *,
+    tokenizer: str | Path | None = None,
     method: str | Method = "knn",
     match_by: Match = "bytes",
     shared: Shared = "copy",
+    map_tokens: Mapping[str, str] | None = None,
+    pieces: Pieces = "mean",
+    pad_to_multiple_of: int = 1,
     vocab_tensors: Collection[str] = (),
     pass_through: Collection[str] = (),
 ) -> Plan:
     """Open both checkpoints and plan the target. Arguments and errors as for `convert`."""
     rule = _method(method)
-    if shared not in get_args(Shared):
-        raise TransferError(f"shared is {shared!r}; it can be {', '.join(get_args(Shared))}")
-    big, small = open_checkpoint(source), open_checkpoint(helper)
+    _check_choice("shared", shared, get_args(Shared))
+    _check_choice("pieces", pieces, get_args(Pieces))
+    if pad_to_multiple_of < 1:
+        raise TransferError(f"pad_to_multiple_of is {pad_to_multiple_of}; it must be at least 1")
+    big, small = open_checkpoint(source), open_checkpoint(helper, only=input_embeddings_names)
     if not (big.directory / "config.json").exists():
         raise CheckpointError(f"{big.directory}: no config.json in it; the target needs one")
     tensors = find_vocabulary_tensors(big, vocab_tensors, pass_through)
     # of the helper only the input embeddings are read, so no sweep over its other tensors
-    embeddings = input_embeddings(small, known_vocabulary_tensors(small))
-    old, new = read_vocabulary(big.directory), read_vocabulary(small.directory)
-    if embeddings.rows < new.size:
-        raise CheckpointError(
-            f"{embeddings.span}: {embeddings.rows} rows, but {new.path} has token ids up to "
-            f"{new.size - 1} ({new.describe(new.size - 1)}); the tokenizer does not belong to "
-            "this helper"
-        )
+    embeddings = input_embeddings(small)
+    old, known = read_vocabulary(big.directory), read_vocabulary(small.directory)
+    new = known if tokenizer is None else read_vocabulary(tokenizer)
+    check_helper(embeddings, known)
     source_rows = min(tensor.rows for tensor in tensors)
-    overlap = match(old, new, match_by, source_rows)
+    origins = find_origins(
+        old,
+        known,
+        new,
+        source_rows=source_rows,
+        helper_rows=embeddings.rows,
+        rule=match_by,
+        mapped=map_tokens,
+        multiple_of=pad_to_multiple_of,
+    )
     tied = is_tied(tensors)
-    files = side_files(big.directory, small.directory)
+    tokenizer_directory = small.directory if tokenizer is None else Path(tokenizer)
+    files = side_files(big.directory, tokenizer_directory)
     for path in files.values():
         refuse_lfs_pointer(path)
-    written, notes = _json_files(big, small, new, overlap, tensors)
+    base_rows = vocabulary_size(big.config, source_rows)
+    made = {t.name: NewTensor(t, origins.rows + t.rows - base_rows) for t in tensors}
+    written, notes = _json_files(big, tokenizer_directory, new, origins, made, base_rows)
     return Plan(
         source=big,
         helper=small,
         source_vocabulary=old,
+        helper_vocabulary=known,
         target_vocabulary=new,
-        tensors=tensors,
+        new=made,
         embeddings=embeddings,
         tied=tied,
-        overlap=overlap,
+        origins=origins,
+        spare=_spare(old, source_rows),
+        base_rows=base_rows,
         method=rule,
+        pieces=pieces,
         options={
             "method": rule.name,
             **rule.options(),
             "match": match_by,
             "shared": shared,
+            "map_tokens": dict(sorted((map_tokens or {}).items())),
+            "pieces": pieces,
+            "pad_to_multiple_of": pad_to_multiple_of,
             "vocab_tensors": sorted(vocab_tensors),
             "pass_through": sorted(pass_through),
         },
-        shards=plan_shards(big, {tensor.name for tensor in tensors}, new.size),
+        shards=plan_shards(big, made),
         written=written,
         copied_files=files,
         warnings=(
             *_vocabulary_warnings(old, new, source_rows, match_by),
-            *_model_warnings(big, small, tensors, tied, new.size),
+            *_origin_warnings(origins, new, known, embeddings),
+            *_model_warnings(big, small, made, tied, base_rows),
             *notes,
         ),
     )
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise TransferError(f"{name} is {value!r}; it can be {', '.join(choices)}")
+
+
+def check_helper(embeddings: VocabularyTensor, vocabulary: Vocabulary) -> None:
+    """Refuse a tokenizer that is not the helper's.
+
+    Some models have special tokens behind their rows: gemma-3's for images, which its text model
+    never sees.
+    """
+    for token in range(embeddings.rows, vocabulary.size):
+        if vocabulary.text[token] is not None:
+            raise CheckpointError(
+                f"{embeddings.span}: {embeddings.rows} rows, but {vocabulary.path} has token ids "
+                f"up to {vocabulary.size - 1} ({vocabulary.describe(token)} is {token}); the "
+                "tokenizer does not belong to this helper"
+            )
+
+
+def _spare(vocabulary: Vocabulary, rows: int) -> npt.NDArray[np.int64]:
+    """Some ids below `rows` that no token has: gaps and padding."""
+    gaps = [token for token, piece in enumerate(vocabulary.pieces[:rows]) if piece is None]
+    return np.array([*gaps, *range(vocabulary.size, rows)][:_SPARE_ROWS], np.int64)
 
 
 def _method(method: str | Method) -> Method:
@@ -166,43 +224,49 @@ def _method(method: str | Method) -> Method:
 
 def _json_files(
     source: Checkpoint,
-    helper: Checkpoint,
+    tokenizer: Path,
     target: Vocabulary,
-    overlap: Overlap,
-    tensors: tuple[VocabularyTensor, ...],
+    origins: Origins,
+    new: Mapping[str, NewTensor],
+    base_rows: int,
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """The JSON files that are made from the source's, and warnings."""
     targets_of: dict[int, tuple[int, ...]] = {}
-    for token in overlap.shared.tolist():
-        old = int(overlap.source_of[token])
+    for token in origins.shared.tolist():
+        old = int(origins.copied[token])
         targets_of[old] = (*targets_of.get(old, ()), token)
     retarget = Retarget(
-        rows=target.size,
-        old_sizes=frozenset(tensor.rows for tensor in tensors),
+        rows=origins.rows,
+        old_rows=base_rows,
+        sizes={made.tensor.rows: made.rows for made in new.values()},
         roles=target.roles,
         targets_of=targets_of,
         special={token for token in range(target.size) if target.text[token] is None},
     )
-    settings = read_json_if_there(helper.directory / "tokenizer_config.json")
-    tokenizer_class = None
-    if "tokenizer_class" not in settings:
-        tokenizer_class = helper.config.get("tokenizer_class") or "PreTrainedTokenizerFast"
+    class_name, notes = None, []
+    if "tokenizer_class" not in read_json_if_there(tokenizer / "tokenizer_config.json"):
+        class_name = tokenizer_class(target, read_json_if_there(tokenizer / "config.json"))
+        if class_name is None:
+            notes.append(
+                f"{target.path}: no file says which class of transformers reads it, and "
+                "AutoTokenizer may take the wrong one; name it when you load the target's"
+            )
     generation = source.directory / "generation_config.json"
     alone = not generation.exists()
-    files = {"config.json": retarget.config(source.config, tokenizer_class, alone)}
+    files = {"config.json": retarget.config(source.config, class_name, alone)}
     if not alone:
         files["generation_config.json"] = retarget.generation_config(read_json(generation))
-    index = index_of(source, {tensor.name: target.size for tensor in tensors})
+    index = index_of(source, new)
     if index is not None:
         files[INDEX_FILE] = index
-    return files, retarget.warnings
+    return files, [*notes, *retarget.warnings]
 
 
 def _vocabulary_warnings(
     old: Vocabulary, new: Vocabulary, source_rows: int, match_by: Match
 ) -> list[str]:
     """What is odd about the two vocabularies and how their special tokens match."""
-    warnings = []
+    warnings = [*old.notes, *new.notes]
     if old.size > source_rows:
         warnings.append(
             f"{old.path}: token ids from {source_rows} to {old.size - 1} have no row in the "
@@ -213,7 +277,7 @@ def _vocabulary_warnings(
             f"{new.path}: the {role} token {piece!r} of tokenizer_config.json is not in the "
             "tokenizer; transformers gives it an id without a row"
         )
-    for token in dict.fromkeys(new.roles.values()) if match_by == "bytes" else ():
+    for token in dict.fromkeys(new.roles.values()) if match_by != "exact" else ():
         named = [role for role, own in new.roles.items() if own == token and role in old.roles]
         if len({old.roles[role] for role in named}) > 1:
             warnings.append(
@@ -223,12 +287,36 @@ def _vocabulary_warnings(
     return warnings
 
 
+def _origin_warnings(
+    origins: Origins, target: Vocabulary, helper: Vocabulary, embeddings: VocabularyTensor
+) -> list[str]:
+    """Tokens whose rows don't come from the helper."""
+    warnings = []
+    behind = [t for t in range(embeddings.rows, helper.size) if helper.pieces[t] is not None]
+    if behind:
+        warnings.append(
+            f"{helper.path}: {len(behind):,} tokens have no row in the helper: "
+            f"{_names(helper, behind)}"
+        )
+    if len(origins.unknown):
+        warnings.append(
+            f"{len(origins.unknown):,} target tokens are in neither vocabulary and can't be split: "
+            f"{_names(target, origins.unknown.tolist())}; they get the mean of the anchors' rows"
+        )
+    return warnings
+
+
+def _names(vocabulary: Vocabulary, tokens: list[int]) -> str:
+    more = ", ..." if len(tokens) > _TOKENS_NAMED else ""
+    return ", ".join(vocabulary.describe(token) for token in tokens[:_TOKENS_NAMED]) + more
+
+
 def _model_warnings(
     source: Checkpoint,
     helper: Checkpoint,
-    tensors: tuple[VocabularyTensor, ...],
+    new: Mapping[str, NewTensor],
     tied: bool,
-    rows: int,
+    base_rows: int,
 ) -> list[str]:
     """What may surprise when the target is loaded."""
     warnings = []
@@ -239,13 +327,18 @@ def _model_warnings(
             "type and may split text wrongly; load the target's tokenizer with "
             "PreTrainedTokenizerFast.from_pretrained"
         )
-    rewritten = {tensor.name for tensor in tensors}
     for span in source.tensors:
-        passes = span.name not in rewritten and vocabulary_role(span.name) is not None
-        if passes and span.shape[:1] not in ((), (rows,)):
+        if span.name not in new and vocabulary_role(span.name) is not None:
             warnings.append(
-                f"{span.name} passes through with {span.shape[0]} rows, and the target has {rows}: "
-                "it may not load"
+                f"{span.name} passes through with its {span.shape[0]} rows: it is named like a "
+                "vocabulary tensor"
+            )
+    for name, made in new.items():
+        behind = made.tensor.rows - base_rows
+        if behind:
+            warnings.append(
+                f"{name}: {behind} rows behind the source's vocabulary of {base_rows} stay behind "
+                f"the target's, from id {made.rows - behind} on"
             )
     flag = source.config.get("tie_word_embeddings")
     if flag is True and not tied:
@@ -253,6 +346,6 @@ def _model_warnings(
             "config.json says tie_word_embeddings, but the source's head differs from its input "
             "embeddings: each got rows of its own"
         )
-    if flag is False and not any(tensor.role == "output head" for tensor in tensors):
+    if flag is False and not any(made.tensor.role == "output head" for made in new.values()):
         warnings.append("config.json says that there is an output head, but no shard has one")
     return warnings

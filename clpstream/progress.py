@@ -9,7 +9,12 @@ Update = Callable[[int], None]
 
 
 class Progress:
-    """Silent progress. A subclass that overrides `task` shows it."""
+    """Silent progress. A subclass that overrides `task` shows it.
+
+    bars: whether it draws on a terminal, so that libraries with bars of their own may as well.
+    """
+
+    bars = False
 
     @contextlib.contextmanager
     def task(self, name: str, total: int, unit: str) -> Iterator[Update]:

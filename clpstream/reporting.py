@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from clpstream.checkpoint import Checkpoint, fingerprint
+from clpstream.hub import model_name
+from clpstream.origins import NO_ROW
 from clpstream.output.report import (
     Anchor,
     Counts,
@@ -18,6 +20,7 @@ from clpstream.output.report import (
     PassThrough,
     Report,
     RewrittenTensor,
+    SpecialToken,
     versions,
 )
 from clpstream.output.side_files import left_behind
@@ -31,28 +34,35 @@ _EXAMPLES, _ANCHORS_SHOWN, _TOKENS_NAMED = 12, 4, 10
 def make_report(plan: Plan, prepared: Prepared | None = None) -> Report:
     """What clpstream.json holds; without `prepared`, what a dry run can know of it."""
     guarded = {} if prepared is None else prepared.guarded
-    rewritten = plan.vocabulary_names
-    passing = [span for span in plan.source.tensors if span.name not in rewritten]
+    passing = [span for span in plan.source.tensors if span.name not in plan.new]
     return Report(
         versions=versions(),
         options=plan.options,
         source=_input(plan.source, plan.source_vocabulary),
-        helper=_input(plan.helper, plan.target_vocabulary),
+        helper=_input(plan.helper, plan.helper_vocabulary),
         tied=plan.tied,
         counts=_counts(plan, guarded),
         vocabulary_tensors=tuple(
             RewrittenTensor(
-                tensor.name,
-                tensor.role,
-                tensor.span.dtype,
-                tensor.span.shape,
-                (plan.rows, *tensor.span.shape[1:]),
+                new.tensor.name,
+                new.tensor.role,
+                new.tensor.why,
+                new.tensor.span.dtype,
+                new.tensor.span.shape,
+                new.shape,
             )
-            for tensor in plan.tensors
+            for new in plan.new.values()
         ),
         pass_through=PassThrough(len(passing), sum(span.length for span in passing)),
+        special_tokens=_special_tokens(plan),
         files=tuple(sorted([*plan.written, *plan.copied_files])),
-        left_behind=tuple(left_behind(plan.source.directory, plan.copied_files)),
+        left_behind=tuple(
+            left_behind(
+                plan.source.directory,
+                plan.copied_files,
+                {shard.path.name for shard in plan.source.shards},
+            )
+        ),
         examples=() if prepared is None else _examples(plan, prepared),
         warnings=(*plan.warnings, *_guard_warnings(plan, guarded)),
     )
@@ -60,7 +70,7 @@ def make_report(plan: Plan, prepared: Prepared | None = None) -> Report:
 
 def _input(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Input:
     return Input(
-        name=checkpoint.directory.resolve().name,
+        name=model_name(checkpoint.directory),
         model_type=checkpoint.config.get("model_type"),
         fingerprint=fingerprint(checkpoint),
         tokenizer=hashlib.sha256(vocabulary.path.read_bytes()).hexdigest(),
@@ -68,34 +78,63 @@ def _input(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Input:
         parameters=sum(prod(span.shape) for span in checkpoint.tensors),
         bytes=sum(shard.size for shard in checkpoint.shards),
         shards=len(checkpoint.shards),
+        of_shards=len(set(checkpoint.index["weight_map"].values())) if checkpoint.index else 1,
     )
 
 
 def _counts(plan: Plan, guarded: Mapping[str, Any]) -> Counts:
-    overlap = plan.overlap
-    carried = len(np.unique(overlap.source_of[overlap.shared]))
+    origins = plan.origins
+    carried = len(np.unique(origins.copied[origins.shared]))
     return Counts(
         target=len(plan.target_vocabulary),
-        shared=len(overlap.shared),
-        missing=len(overlap.missing),
-        unused=len(overlap.unused),
+        shared=len(origins.shared),
+        missing=len(origins.combined),
+        split=len(origins.pieces),
+        unknown=len(origins.unknown),
+        unused=len(origins.idle),
+        anchors=len(origins.anchors),
         not_carried=len(plan.source_vocabulary) - carried,
-        rules=overlap.rules,
+        rules=origins.rules,
         guarded={reason: len(rows) for reason, rows in guarded.items()},
     )
 
 
+def _special_tokens(plan: Plan) -> tuple[SpecialToken, ...]:
+    """What became of every special token, those with a role first."""
+    origins, target, source = plan.origins, plan.target_vocabulary, plan.source_vocabulary
+    roles: dict[int, tuple[str, ...]] = {}
+    for role, token in target.roles.items():
+        roles[token] = (*roles.get(token, ()), role)
+    combined = set(origins.combined.tolist())
+
+    def row(token: int) -> str:
+        if (old := int(origins.copied[token])) != NO_ROW:
+            return f"row of {source.describe(old)}"
+        if token in combined:
+            return "combined"
+        if token in origins.pieces:
+            return f"made from {', '.join(map(source.describe, origins.pieces[token]))}"
+        return "mean row"
+
+    special = [t for t, text in enumerate(target.text) if text is None and target.pieces[t]]
+    ordered = sorted({*special, *roles}, key=lambda token: (token not in roles, token))
+    return tuple(
+        SpecialToken(token, target.describe(token), roles.get(token, ()), row(token))
+        for token in ordered
+    )
+
+
 def _examples(plan: Plan, prepared: Prepared) -> tuple[Example, ...]:
-    describe = plan.target_vocabulary.describe
-    missing, anchors = plan.overlap.missing.tolist(), plan.overlap.shared.tolist()
+    origins, of_anchor = plan.origins, plan.helper_vocabulary.describe
+    missing, anchors = origins.combined.tolist(), origins.anchor_rows.tolist()
     places = _telling(plan.target_vocabulary, missing)
     found = prepared.nearest(places, _ANCHORS_SHOWN) if places else []
     return tuple(
         Example(
             missing[place],
-            describe(missing[place]),
+            plan.target_vocabulary.describe(missing[place]),
             tuple(
-                Anchor(describe(anchors[index]), round(float(weight), 4))
+                Anchor(of_anchor(anchors[index]), round(float(weight), 4))
                 for index, weight in zip(indices, weights, strict=True)
             ),
         )
@@ -123,7 +162,7 @@ def _guard_warnings(plan: Plan, guarded: Mapping[str, Any]) -> list[str]:
     warnings = []
     for reason, rows in guarded.items():
         if len(rows):
-            tokens = plan.overlap.missing[rows[:_TOKENS_NAMED]].tolist()
+            tokens = plan.origins.combined[rows[:_TOKENS_NAMED]].tolist()
             names = [plan.target_vocabulary.describe(token) for token in tokens]
             more = ", ..." if len(rows) > _TOKENS_NAMED else ""
             warnings.append(

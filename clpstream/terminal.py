@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -13,9 +13,16 @@ from clpstream.progress import Progress, Update
 
 if TYPE_CHECKING:
     from clpstream.conversion import Conversion
+    from clpstream.inspection import InspectedTensor, InspectedTokenizer, Inspection
     from clpstream.output.report import Input, Report
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SPECIAL_SHOWN = 12
+_NOT_OF_THE_METHOD = (
+    *("match", "shared", "map_tokens", "pieces", "pad_to_multiple_of"),
+    *("vocab_tensors", "pass_through"),
+)
+"""Options that say nothing about how missing rows are made."""
 
 
 def progress_for(stream: TextIO | None, quiet: bool) -> Progress:
@@ -27,6 +34,8 @@ def progress_for(stream: TextIO | None, quiet: bool) -> Progress:
 
 class Bars(Progress):
     """tqdm bars, with what is done, the rate and the time left."""
+
+    bars = True
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -96,6 +105,7 @@ def summary(result: Conversion, output: Path) -> str:
         f"helper    {_input(report.helper)}",
         *_tokens(report),
         *_tensors(report),
+        *_special(report),
         *_examples(report),
         *(f"warning   {warning}" for warning in report.warnings),
     ]
@@ -114,6 +124,54 @@ def summary(result: Conversion, output: Path) -> str:
     return "\n".join(lines)
 
 
+def description(found: Inspection) -> str:
+    """A model for people, on one screen."""
+    lines = [
+        f"model     {found.model}: {found.model_type or 'no model type'}"
+        + (f", {', '.join(found.architectures)}" if found.architectures else ""),
+        f"weights   {found.parameters:,} parameters, {size(found.bytes)} in {_shards(found.shards)}: "
+        + ", ".join(f"{dtype} {count:,}" for dtype, count in found.dtypes.items())
+        + (f"; quantised by {found.quantisation}" if found.quantisation else ""),
+        *(_inspected(tensor) for tensor in found.vocabulary_tensors),
+    ]
+    if found.tied is not None:
+        lines.append(f"head      {'tied' if found.tied else 'untied'}")
+    if found.config_sizes:
+        sizes = ", ".join(f"{key} {value:,}" for key, value in found.config_sizes.items())
+        lines.append(f"config    {sizes}")
+    if found.tokenizer is not None:
+        lines += _tokenizer(found.tokenizer)
+    lines += [
+        f"source    {found.as_source or 'can be one'}",
+        f"helper    {found.as_helper or 'can be one'}",
+        *(f"warning   {warning}" for warning in found.warnings),
+    ]
+    return "\n".join(lines)
+
+
+def _inspected(tensor: InspectedTensor) -> str:
+    same = f"; same bytes as {tensor.same_as}" if tensor.same_as else ""
+    shape = list(tensor.shape)
+    return f"tokens x  {tensor.name}, {tensor.role}, {tensor.dtype} {shape}: {tensor.why}{same}"
+
+
+def _tokenizer(found: InspectedTokenizer) -> list[str]:
+    roles: dict[int, list[str]] = {}
+    for role, token in found.roles.items():
+        roles.setdefault(token, []).append(role)
+    order = [*roles, *(token for token in found.special if token not in roles)]
+    names = [f"{_roles(roles.get(t, ()))}{found.special.get(t, t)} {t}" for t in order]
+    more = f", and {len(names) - _SPECIAL_SHOWN:,} more" if len(names) > _SPECIAL_SHOWN else ""
+    return [
+        f"tokenizer {found.file}, {found.kind}: {found.tokens:,} tokens, ids below {found.size:,}",
+        f"special   {', '.join(names[:_SPECIAL_SHOWN]) or 'none'}{more}",
+    ]
+
+
+def _shards(count: int) -> str:
+    return f"{count} shard{'' if count == 1 else 's'}"
+
+
 def size(count: float) -> str:
     """Bytes for people, in powers of 1000 like disks and shards."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -124,7 +182,9 @@ def size(count: float) -> str:
 
 
 def _input(entry: Input) -> str:
-    shards = f"{entry.shards} shard{'s' if entry.shards > 1 else ''}"
+    shards = _shards(entry.of_shards)
+    if entry.shards < entry.of_shards:
+        shards = f"{entry.shards} of {shards}"
     return (
         f"{entry.name} ({entry.model_type or 'no model type'}): {entry.parameters:,} parameters, "
         f"{size(entry.bytes)} in {shards}, {entry.tokens:,} tokens"
@@ -137,14 +197,22 @@ def _tokens(report: Report) -> list[str]:
     method = ", ".join(
         f"{value}" if name == "method" else f"{name} {str(value).lower()}"
         for name, value in report.options.items()
-        if name not in ("match", "shared", "vocab_tensors", "pass_through")
+        if name not in _NOT_OF_THE_METHOD
     )
     lines = [
         f"shared    {counts.shared:,} of {counts.target:,} target tokens ({rules}): rows copied",
         f"missing   {counts.missing:,}: rows made from the shared ones ({method})",
     ]
+    if counts.split:
+        lines.append(
+            f"split     {counts.split:,}: rows made from the source tokens they split into"
+        )
+    if counts.unknown:
+        lines.append(f"unknown   {counts.unknown:,}: the mean of the shared rows")
     if counts.unused:
-        lines.append(f"unused    {counts.unused:,} ids without a token: mean of the shared rows")
+        lines.append(
+            f"unused    {counts.unused:,} ids without a token: rows as the source's unused"
+        )
     return lines
 
 
@@ -159,6 +227,25 @@ def _tensors(report: Report) -> list[str]:
         *lines,
         f"passes    {passing.tensors:,} tensors, {size(passing.bytes)}, unchanged",
     ]
+
+
+def _special(report: Report) -> list[str]:
+    tokens = report.special_tokens
+    shown = [token for token in tokens if token.roles] or list(tokens[:_SPECIAL_SHOWN])
+    shown += [token for token in tokens if token not in shown][: _SPECIAL_SHOWN - len(shown)]
+    if not shown:
+        return []
+    width = max(len(token.token) for token in shown)
+    lines = [
+        f"          {token.token:<{width}} {_roles(token.roles)}<- {token.row}" for token in shown
+    ]
+    more = len(tokens) - len(shown)
+    rest = f" ({more:,} more in clpstream.json)" if more else ""
+    return [f"special   token <- what its row is{rest}", *lines]
+
+
+def _roles(roles: Sequence[str]) -> str:
+    return f"({', '.join(roles)}) " if roles else ""
 
 
 def _examples(report: Report) -> list[str]:

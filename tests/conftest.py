@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from make import write_helper, write_source
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # a mistyped directory could be a model on the Hub
 
 
 class Pair(NamedTuple):

@@ -35,13 +35,15 @@ FAMILIES: dict[str, tuple[str, str | None]] = {
 """Names of the input embeddings and of the head, None where it is tied."""
 
 
+_SEEN = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_HIDDEN = [byte for byte in range(256) if byte not in _SEEN]
+BYTES_WRITTEN = [chr(b) if b in _SEEN else chr(256 + _HIDDEN.index(b)) for b in range(256)]
+"""The 256 bytes as GPT-2 writes them: those that can't be seen are moved to U+0100 and up."""
+
+
 def byte_level(text: str) -> str:
-    """A piece as GPT-2 writes it: bytes that can't be seen are moved to U+0100 and up."""
-    seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in seen]
-    return "".join(
-        chr(byte) if byte in seen else chr(256 + hidden.index(byte)) for byte in text.encode()
-    )
+    """A piece as GPT-2 writes it."""
+    return "".join(BYTES_WRITTEN[byte] for byte in text.encode())
 
 
 def metaspace(text: str) -> str:

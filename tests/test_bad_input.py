@@ -206,7 +206,7 @@ def unexplained(found: dict[str, np.ndarray]) -> None:
 
 
 def rows_on_axis_one(found: dict[str, np.ndarray]) -> None:
-    found["final_logits_bias"] = random_rows(1, 1 + len(SOURCE_WORDS), 9)
+    found["model.token_scale"] = random_rows(3, 1 + len(SOURCE_WORDS), 9)
 
 
 def rename_embeddings(found: dict[str, np.ndarray]) -> None:
@@ -231,8 +231,17 @@ MISTAKES: dict[str, Mistake] = {
         remove(FIRST, SECOND, INDEX), ("source", "safetensors")
     ),
     "no safetensors in the helper": Mistake(remove(HELPER), ("helper", "safetensors")),
-    "only .bin files": Mistake(
-        move(HELPER, "helper/pytorch_model.bin"), ("helper", ".bin", "safe_serialization")
+    "safetensors by the name of a PyTorch file": Mistake(
+        move(HELPER, "helper/pytorch_model.bin"),
+        ("helper/pytorch_model.bin", "not a file of torch.save"),
+    ),
+    "PyTorch shards without their index": Mistake(
+        move(HELPER, "helper/pytorch_model-00001-of-00002.bin"),
+        ("helper", "pytorch_model.bin.index.json"),
+    ),
+    "a PyTorch file that would run a command": Mistake(
+        both(remove(HELPER), put("helper/pytorch_model.bin", b"cos\nsystem\n(S'false'\ntR.")),
+        ("helper/pytorch_model.bin", "os.system", "malicious"),
     ),
     "shards without their index": Mistake(remove(INDEX), ("source", "index.json")),
     # Git LFS pointers
@@ -341,7 +350,7 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "unexplained tensor as wide as the vocabulary": Mistake(
         tensors(SECOND, rows_on_axis_one),
-        (SECOND, "final_logits_bias", "[1, 34]", "--pass-through final_logits_bias"),
+        (SECOND, "model.token_scale", "[3, 34]", "--pass-through model.token_scale"),
     ),
     "--vocab-tensor names a tensor that is not there": Mistake(
         nothing(), ("source", "no.such.tensor"), (*TO, "--vocab-tensor", "no.such.tensor")
@@ -557,7 +566,7 @@ def test_python_m_clpstream_says_the_same(pair: Pair) -> None:
     remove("helper")(pair.source.parent)
     code, stdout, stderr = run(pair.source.parent, *TO)
     assert (code, stdout) == (2, "")
-    assert re.fullmatch(r"clpstream: helper: no such directory; give .*\n", stderr)
+    assert re.fullmatch(r"clpstream: helper: no such directory, .*\n", stderr)
 
 
 def test_an_environment_variable_out_of_range_is_a_mistake_like_the_option(pair: Pair) -> None:
@@ -614,13 +623,20 @@ def test_input_embeddings_of_an_unknown_name_can_be_named(pair: Pair) -> None:
     assert not (new[UND] == old[UND]).all()
 
 
-def test_a_tensor_with_the_vocabulary_on_its_second_axis_is_never_cut_by_rows(pair: Pair) -> None:
-    """Named with --vocab-tensor it is refused by name, and nothing is written."""
+def test_a_tensor_with_the_vocabulary_on_its_second_axis_is_made_by_columns(pair: Pair) -> None:
+    """Named with --vocab-tensor: the same as its transpose with rows."""
     tensors(SECOND, rows_on_axis_one)(pair.source.parent)
     write_helper(pair.helper, [*TARGET_WORDS, " mehr"])
-    with pytest.raises(ClpstreamError, match="final_logits_bias"):
-        clpstream.convert(*pair, vocab_tensors=["final_logits_bias"])
-    assert not pair.output.exists()
+    old = read_tensors(pair.source)["model.token_scale"]
+    clpstream.convert(*pair, vocab_tensors=["model.token_scale"])
+    new = read_tensors(pair.output)["model.token_scale"]
+    assert new.shape == (3, old.shape[1] + 1)
+    assert (new[:, Q] == old[:, Q]).all()
+    tensors(SECOND, lambda found: found.update({"model.token_scale": old.T.copy()}))(
+        pair.source.parent
+    )
+    clpstream.convert(*pair, vocab_tensors=["model.token_scale"], overwrite=True)
+    assert np.allclose(new.T, read_tensors(pair.output)["model.token_scale"], atol=1e-6)
 
 
 # --- disk

@@ -141,6 +141,9 @@ def test_options_reach_the_method(pair):
         "center": False,
         "match": "exact",
         "shared": "copy",
+        "map_tokens": {},
+        "pieces": "mean",
+        "pad_to_multiple_of": 1,
         "vocab_tensors": [],
         "pass_through": [],
     }

@@ -13,7 +13,8 @@ SIZE = 1 + len(TARGET_WORDS)
 def retarget(**changes):
     settings = {
         "rows": 500,
-        "old_sizes": frozenset([1000]),
+        "old_rows": 1000,
+        "sizes": {1000: 500},
         "roles": {"bos": 1, "eos": 2, "unk": 0},
         "targets_of": {11: (1,), 12: (2,), 77: (33,)},
         "special": {0, 1, 2},

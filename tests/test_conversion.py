@@ -284,7 +284,8 @@ def test_a_vocabulary_tensor_that_passes_through_all_the_same_is_warned_about(pa
     result = clpstream.convert(*pair, pass_through=["lm_head.weight"])
     assert any("lm_head.weight" in warning for warning in result.report.warnings)
     with pytest.raises(clpstream.CheckpointError, match="both"):
-        clpstream.convert(*pair, pass_through=["lm_head.weight"], vocab_tensors=["lm_head.weight"])
+        decided = ["lm_head.weight"]
+        clpstream.convert(*pair, pass_through=decided, vocab_tensors=decided, overwrite=True)
 
 
 def test_float64_embeddings_convert_and_what_float32_can_not_hold_is_refused(tmp_path):

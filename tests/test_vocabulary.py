@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make import byte_level, read_json, write_json, write_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from clpstream import VocabularyError, match, read_vocabulary
-from clpstream.vocabulary.pieces import BYTE_ALPHABET, piece_reader
+from clpstream.vocabulary.pieces import (
+    BYTE_ALPHABET,
+    BYTE_LEVEL,
+    SENTENCEPIECE,
+    WORD_PIECE,
+    piece_reader,
+)
 
 ENGLISH = ["The house is big, the garden is small: 12 trees.", "In Spain one has a siesta!"] * 3
 GERMAN = ["Das Haus ist groß, der Garten klein: 12 Bäume.", "In Spanien hält man Siesta!"] * 3
@@ -265,6 +273,137 @@ def test_the_byte_alphabet_is_that_of_the_tokenizers_library():
 def test_byte_level_pieces_are_undone(text):
     read = piece_reader({"decoder": {"type": "ByteLevel"}})
     assert read(byte_level(text)) == text.encode()
+
+
+def added(directory: Path, token: int, piece: str) -> None:
+    tokenizer = read_json(directory / "tokenizer.json")
+    flags = dict.fromkeys(("special", "single_word", "lstrip", "rstrip", "normalized"), False)
+    tokenizer["added_tokens"].append({"id": token, "content": piece, **flags})
+    write_json(directory / "tokenizer.json", tokenizer)
+
+
+def test_same_spelling_goes_before_lower_ids(tmp_path):
+    """'A' is a piece and a byte in both; each goes to its own kind."""
+    ids = write_tokenizer(tmp_path / "a", ["A"], "metaspace", byte_pieces=True)
+    vocabulary = read_vocabulary(tmp_path / "a")
+    overlap = match(vocabulary, vocabulary)
+    assert overlap.source_of[[ids["A"], ids["<0x41>"]]].tolist() == [ids["A"], ids["<0x41>"]]
+
+
+def test_an_added_token_goes_before_a_piece_that_never_comes_up(tmp_path):
+    """GPT-NeoX has runs of spaces as pieces, and again as added tokens, which text is given."""
+    write_tokenizer(tmp_path / "a", ["x", "  "])
+    added(tmp_path / "a", 3, "  ")
+    write_tokenizer(tmp_path / "b", ["  "])
+    old, new = read_vocabulary(tmp_path / "a"), read_vocabulary(tmp_path / "b")
+    assert old.text[2] == old.text[3] == b"  "
+    library = Tokenizer.from_file(str(tmp_path / "a" / "tokenizer.json"))
+    assert library.encode("x  x").ids == [1, 3, 1]
+    assert match(old, new).source_of.tolist() == [0, 3]
+    assert match(old, old).source_of.tolist() == [0, 1, 2, 3]
+    assert match(new, old).source_of.tolist() == [0, -1, 1, 1]
+
+
+def test_fuzzy_finds_what_differs_by_case_or_a_space_and_only_where_bytes_do_not(tmp_path):
+    write_tokenizer(tmp_path / "a", ["haus", " der", "Über", "x", "\n", "  y"])
+    write_tokenizer(tmp_path / "b", [" Haus", "Der", "über", "x", " \n", " y", "z"])
+    old, new = read_vocabulary(tmp_path / "a"), read_vocabulary(tmp_path / "b")
+    overlap = match(old, new, "fuzzy")
+    assert overlap.source_of.tolist() == [0, 1, 2, 3, 4, -1, -1, -1]
+    assert overlap.rules == {"role": 1, "bytes": 1, "fuzzy": 3}
+    assert overlap.fuzzy.tolist() == [1, 2, 3]
+    assert overlap.shared.tolist() == [0, 1, 2, 3, 4]
+    assert overlap.anchors.tolist() == [0, 4]
+
+
+@pytest.mark.parametrize(
+    ("words", "best"),
+    [
+        (["haus", " haus", "HAUS", "Haus"], "Haus"),
+        (["haus", "HAUS", " haus"], " haus"),
+        (["HAUS", "haus"], "HAUS"),
+    ],
+)
+def test_fuzzy_prefers_the_case_then_the_space_then_the_lowest_id(words, best, tmp_path):
+    write_tokenizer(tmp_path / "a", words)
+    write_tokenizer(tmp_path / "b", [" Haus"])
+    old, new = read_vocabulary(tmp_path / "a"), read_vocabulary(tmp_path / "b")
+    assert match(old, new, "fuzzy").source_of.tolist() == [0, 1 + words.index(best)]
+
+
+def test_fuzzy_takes_the_space_behind_a_word_for_one_before_it(tmp_path):
+    write_tokenizer(tmp_path / "a", ["haus ", "haus"])
+    write_tokenizer(tmp_path / "b", [" haus"])
+    old, new = read_vocabulary(tmp_path / "a"), read_vocabulary(tmp_path / "b")
+    assert match(old, new, "fuzzy").source_of.tolist() == [0, 1]
+
+
+def test_fuzzy_leaves_special_tokens_and_bytes_alone(tmp_path):
+    special = {"eos": "</s>", "mask": "[mask]"}
+    write_tokenizer(tmp_path / "a", ["a", "é"], special=special)
+    write_tokenizer(
+        tmp_path / "b", ["[MASK]"], "metaspace", {"eos": "</s>", "pad": "[MASK]"}, byte_pieces=True
+    )
+    old, new = read_vocabulary(tmp_path / "a"), read_vocabulary(tmp_path / "b")
+    overlap = match(old, new, "fuzzy")
+    assert overlap.rules == {"role": 1, "bytes": 1, "fuzzy": 0}
+    assert overlap.fuzzy.tolist() == []
+
+
+def test_fuzzy_matches_alone_are_nothing_to_make_rows_from(tmp_path):
+    write_tokenizer(tmp_path / "a", ["x"], special={})
+    write_tokenizer(tmp_path / "b", ["X"], special={})
+    with pytest.raises(VocabularyError, match="in common"):
+        match(read_vocabulary(tmp_path / "a"), read_vocabulary(tmp_path / "b"), "fuzzy")
+
+
+@given(
+    words=st.lists(st.text("ab AB", min_size=1, max_size=3), min_size=1, unique=True),
+    data=st.data(),
+)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_fuzzy_obeys_its_rules_on_any_words(tmp_path, words: list[str], data: st.DataObject):
+    sources = data.draw(st.lists(st.sampled_from(words), unique=True))
+    shutil.rmtree(tmp_path / "a", ignore_errors=True)
+    write_tokenizer(tmp_path / "a", sources)
+    write_tokenizer(tmp_path / "b", words)
+    old, new = read_vocabulary(tmp_path / "a"), read_vocabulary(tmp_path / "b")
+    strict, fuzzy = match(old, new), match(old, new, "fuzzy")
+    for token, word in enumerate(words, start=1):
+        found = int(fuzzy.source_of[token])
+        if strict.source_of[token] >= 0:
+            assert found == strict.source_of[token]
+        elif found >= 0:
+            assert sources[found - 1].strip().lower() == word.strip().lower() != ""
+
+
+ORDINARY = st.text(min_size=1, max_size=8).filter(lambda text: "\u2581" not in text)
+
+
+@given(ORDINARY)
+@settings(deadline=None)
+def test_every_family_reads_the_same_text_from_its_spelling(text):
+    spelled = {
+        "byte level": (BYTE_LEVEL, byte_level(text)),
+        "sentencepiece": (SENTENCEPIECE, text.replace(" ", "\u2581")),
+        "ends of words": ({"model": {"end_of_word_suffix": "</w>"}}, text),
+        "CLIP": ({**BYTE_LEVEL, "model": {"end_of_word_suffix": "</w>"}}, byte_level(text)),
+        "WordPiece": (WORD_PIECE, "##" + text),
+    }
+    for family, (tokenizer, piece) in spelled.items():
+        if "</w>" not in text and not re.fullmatch("<0x[0-9A-Fa-f]{2}>", text):
+            assert piece_reader(tokenizer)(piece) == text.encode(), family
+
+
+@given(ORDINARY)
+@settings(deadline=None)
+def test_every_family_reads_the_same_beginning_of_a_word(text):
+    word = "x" + text
+    assert piece_reader(BYTE_LEVEL)(byte_level(" " + word)) == b" " + word.encode()
+    assert (
+        piece_reader(SENTENCEPIECE)("\u2581" + word.replace(" ", "\u2581")) == b" " + word.encode()
+    )
+    assert piece_reader(WORD_PIECE)(word) == b" " + word.encode()
 
 
 @pytest.mark.parametrize(

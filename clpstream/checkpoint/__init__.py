@@ -1,33 +1,52 @@
 """A directory on disk -> spans, rows, and which tensors are vocabulary tensors."""
 
-from clpstream.checkpoint.directory import INDEX_FILE, Checkpoint, fingerprint, open_checkpoint
-from clpstream.checkpoint.dtypes import encode
+from clpstream.checkpoint.directory import (
+    INDEX_FILE,
+    WEIGHTS,
+    Checkpoint,
+    fingerprint,
+    open_checkpoint,
+    shard_names,
+)
+from clpstream.checkpoint.dtypes import FLOATS
+from clpstream.checkpoint.names import VOCABULARY_SIZE
 from clpstream.checkpoint.rows import TensorRows
 from clpstream.checkpoint.safetensors_file import Shard, TensorSpan, header_bytes, read_shard
+from clpstream.checkpoint.strided import c_order_blocks
 from clpstream.checkpoint.vocabulary_tensors import (
     VocabularyTensor,
     find_vocabulary_tensors,
     input_embeddings,
+    input_embeddings_names,
     is_tied,
-    known_vocabulary_tensors,
+    same_bytes,
     vocabulary_role,
+    vocabulary_size,
+    vocabulary_sizes,
 )
 
 __all__ = [
+    "FLOATS",
     "INDEX_FILE",
+    "VOCABULARY_SIZE",
+    "WEIGHTS",
     "Checkpoint",
     "Shard",
     "TensorRows",
     "TensorSpan",
     "VocabularyTensor",
-    "encode",
+    "c_order_blocks",
     "find_vocabulary_tensors",
     "fingerprint",
     "header_bytes",
     "input_embeddings",
+    "input_embeddings_names",
     "is_tied",
-    "known_vocabulary_tensors",
     "open_checkpoint",
     "read_shard",
+    "same_bytes",
+    "shard_names",
     "vocabulary_role",
+    "vocabulary_size",
+    "vocabulary_sizes",
 ]

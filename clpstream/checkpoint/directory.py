@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clpstream.checkpoint.safetensors_file import Shard, TensorSpan, read_shard
+from clpstream.checkpoint.torch_file import read_torch_file
 from clpstream.errors import CheckpointError
 from clpstream.inputs import read_json, read_json_if_there
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+TORCH_FILE = "pytorch_model.bin"
+TORCH_INDEX_FILE = "pytorch_model.bin.index.json"
+WEIGHTS = ((SINGLE_FILE, INDEX_FILE), (TORCH_FILE, TORCH_INDEX_FILE))
+"""A file with all tensors, or an index of several; the first that is there counts."""
+
+Pick = Callable[[Iterable[str]], Collection[str]]
+"""Which of a checkpoint's tensors are needed, if not all."""
+
 _SAMPLE_BYTES = 65_536
 
 
@@ -21,7 +30,7 @@ _SAMPLE_BYTES = 65_536
 class Checkpoint:
     """A model on disk. Opening it costs its headers; no tensor is read.
 
-    `index` is the content of model.safetensors.index.json, or None for a single-file checkpoint.
+    `index` is the content of the index of its shards, or None for a single-file checkpoint.
     """
 
     directory: Path
@@ -35,24 +44,39 @@ class Checkpoint:
         return (span for shard in self.shards for span in shard.tensors)
 
 
-def open_checkpoint(directory: str | Path) -> Checkpoint:
+def open_checkpoint(directory: str | Path, only: Pick | None = None) -> Checkpoint:
     """Open a checkpoint directory: model.safetensors, or the shards that its index names.
 
-    Raises CheckpointError for whatever keeps it from being read: see `read_shard`.
+    Where neither is there, the same for pytorch_model.bin.
+    only: opens just the shards with the tensors that it picks; the others need not be there.
+
+    Raises CheckpointError for whatever keeps it from being read: see `read_shard` and
+    `read_torch_file`.
     """
     directory = Path(directory)
     if not directory.is_dir():
         what = "is not a directory" if directory.exists() else "no such directory"
         raise CheckpointError(f"{directory}: {what}; give the directory of a Hugging Face model")
-    if (directory / SINGLE_FILE).exists():
-        index, names = None, [SINGLE_FILE]
-    elif (directory / INDEX_FILE).exists():
-        index = read_json(directory / INDEX_FILE)
-        names = _shard_names(directory, index)
+    index: dict[str, Any] | None = None
+    for single, index_file in WEIGHTS:
+        if (directory / single).exists():
+            names = [single]
+            break
+        if (directory / index_file).exists():
+            index = read_json(directory / index_file)
+            names = shard_names(directory / index_file, index, only)
+            break
     else:
         raise CheckpointError(f"{directory}: {_what_is_there_instead(directory)}")
-    shards = tuple(read_shard(directory / name) for name in names)
-    _check_names(directory, shards, index)
+    for name in names if index is not None else ():
+        if not (directory / name).is_file():
+            raise CheckpointError(
+                f"{directory / index_file}: it names {name}, which is not in {directory}; download "
+                "the missing shard"
+            )
+    read = read_torch_file if single == TORCH_FILE else read_shard
+    shards = tuple(read(directory / name) for name in names)
+    _check_names(directory / index_file, shards, index)
     return Checkpoint(directory, read_json_if_there(directory / "config.json"), shards, index)
 
 
@@ -68,14 +92,18 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     for shard in checkpoint.shards:
         digest.update(f"\0{shard.path.name}\0{shard.size}\0".encode())
         with shard.path.open("rb") as file:
-            digest.update(file.read(shard.data_start + _SAMPLE_BYTES))
+            file.seek(shard.header_start)
+            digest.update(file.read(shard.data_start - shard.header_start + _SAMPLE_BYTES))
             file.seek(max(file.tell(), shard.size - _SAMPLE_BYTES))
             digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()
 
 
-def _shard_names(directory: Path, index: dict[str, Any]) -> list[str]:
-    where = directory / INDEX_FILE
+def shard_names(where: Path, index: dict[str, Any], only: Pick | None = None) -> list[str]:
+    """Files that the index `where` names: all, or those with the tensors that `only` picks.
+
+    Raises CheckpointError for an index that is none, or names files outside its directory.
+    """
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(
@@ -83,38 +111,38 @@ def _shard_names(directory: Path, index: dict[str, Any]) -> list[str]:
         )
     if not isinstance(index.get("metadata", {}), dict):
         raise CheckpointError(f"{where}: its metadata is not an object; download it again")
+    suffix = Path(where.name.removesuffix(".index.json")).suffix
     names: dict[str, None] = {}  # a large model has a hundred thousand tensors in few shards
     for name in weight_map.values():
         if isinstance(name, str) and name in names:
             continue
         plain = isinstance(name, str) and Path(name).name == name
-        if not plain or not name.endswith(".safetensors"):
+        if not plain or not name.endswith(suffix):
             raise CheckpointError(
-                f"{where}: it names {name!r}, which is not a safetensors file in {directory}; use "
+                f"{where}: it names {name!r}, which is not a {suffix} file in {where.parent}; use "
                 "an index that belongs to its shards"
             )
         names[name] = None
-        if not (directory / name).is_file():
-            raise CheckpointError(
-                f"{where}: it names {name}, which is not in {directory}; download the missing shard"
-            )
-    return sorted(names)
+    if only is None:
+        return sorted(names)
+    return sorted({weight_map[tensor] for tensor in only(weight_map)})
 
 
-def _check_names(directory: Path, shards: tuple[Shard, ...], index: dict[str, Any] | None) -> None:
+def _check_names(where: Path, shards: tuple[Shard, ...], index: dict[str, Any] | None) -> None:
     home: dict[str, str] = {}
     for shard in shards:
         for span in shard.tensors:
             if span.name in home:
                 raise CheckpointError(
-                    f"{directory}: tensor '{span.name}' is in both {home[span.name]} and "
+                    f"{where.parent}: tensor '{span.name}' is in both {home[span.name]} and "
                     f"{shard.path.name}; download the model again"
                 )
             home[span.name] = shard.path.name
+    opened = {shard.path.name for shard in shards}
     for name, file in (index or {}).get("weight_map", {}).items():
-        if home.get(name) != file:
+        if file in opened and home.get(name) != file:
             raise CheckpointError(
-                f"{directory / INDEX_FILE}: it says that tensor '{name}' is in {file}, which does "
+                f"{where}: it says that tensor '{name}' is in {file}, which does "
                 "not hold it; the index does not belong to these shards: download it again"
             )
 
@@ -127,10 +155,10 @@ def _what_is_there_instead(directory: Path) -> str:
         )
     if any(directory.glob("*.bin")):
         return (
-            "no safetensors file, only PyTorch .bin files; save the model again with "
-            "save_pretrained(safe_serialization=True)"
+            f"PyTorch files, but neither {TORCH_FILE} nor {TORCH_INDEX_FILE}; download the index, "
+            "or rename a single file"
         )
     return (
-        f"no safetensors file in it (looked for {SINGLE_FILE} and {INDEX_FILE}); give the "
+        f"no model in it (looked for {SINGLE_FILE}, {TORCH_FILE} and their index.json); give the "
         "directory of a Hugging Face model"
     )

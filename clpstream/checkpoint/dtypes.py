@@ -7,7 +7,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 
 BITS: dict[str, int] = {
     "F4": 4,
@@ -28,20 +27,15 @@ FLOATS: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
 }
-"""The dtypes that a vocabulary tensor may have."""
+"""The dtypes whose rows can be combined."""
+
+INTEGERS: dict[str, np.dtype[Any]] = {
+    name: np.dtype(f"<{name[0].lower()}{int(name[1:]) // 8}")
+    for name in ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
+}
+"""The dtypes whose rows can only be copied."""
 
 
 def size_in_bits(dtype: str, shape: tuple[int, ...]) -> int | None:
     """Bits of a tensor; None where the dtype is unknown."""
     return BITS[dtype] * prod(shape) if dtype in BITS else None
-
-
-def encode(rows: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
-    """Round float32 rows to a vocabulary tensor's dtype, to nearest, ties to even."""
-    with np.errstate(over="ignore"):  # an overflow gives Inf, which the caller looks for
-        return rows.astype(FLOATS[dtype])
-
-
-def words(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The same memory as unsigned integers: copies of these never touch a bit."""
-    return array.view(f"u{array.dtype.itemsize}")

@@ -7,20 +7,91 @@ their own.
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-Role = Literal["input embeddings", "output head", "head bias", "named by the user"]
+Role = Literal[
+    "input embeddings",
+    "per-layer embeddings",
+    "output head",
+    "head bias",
+    "expert routing",
+    "named by the user",
+]
 
 VOCABULARY_NAMES: dict[str, Role] = {
     "embed_tokens.weight": "input embeddings",  # llama, mistral, qwen2/3, gemma, opt, phi, ...
-    "wte.weight": "input embeddings",  # gpt2, gpt_bigcode, gptj, mpt
-    "word_embeddings.weight": "input embeddings",  # bloom, falcon, bert
+    "wte.weight": "input embeddings",  # gpt2, gpt_bigcode, gptj, mpt; phi before transformers
+    "word_embeddings.weight": "input embeddings",  # bloom, falcon, bert, chatglm
+    "word_embeddings.weight_integer": "input embeddings",  # ibert
+    "word_embedding.weight": "input embeddings",  # xlnet
     "embed_in.weight": "input embeddings",  # gpt_neox
+    "tok_embeddings.weight": "input embeddings",  # internlm2, modernbert, llama's own format
+    "tokens_embed.weight": "input embeddings",  # openai-gpt
+    "token_embedding.weight": "input embeddings",  # cohere_asr
+    "shared.weight": "input embeddings",  # t5, bart
+    "value_embeddings.weight": "input embeddings",  # neomme
+    "input_embedding.weight": "input embeddings",  # cpmant
+    "llm.embed.weight": "input embeddings",  # inkling2
+    "embed_tokens_per_layer.weight": "per-layer embeddings",  # gemma3n, gemma4
+    "tid2eid": "expert routing",  # deepseek_v4: token id -> ids of experts
     "lm_head.weight": "output head",
+    "lm_head.linear.weight": "output head",  # phi before transformers
+    "lm_head.decoder.weight": "output head",  # roberta
+    "mlm_head.decoder.weight": "output head",  # flava
+    "mmm_text_head.decoder.weight": "output head",  # flava
+    "cls.predictions.decoder.weight": "output head",  # bert
+    "predictions.decoder.weight": "output head",  # albert
+    "generator_lm_head.weight": "output head",  # electra
+    "vocab_projector.weight": "output head",  # distilbert
+    "pred_layer.proj.weight": "output head",  # xlm
+    "log_softmax.mlp.layer0.weight": "output head",  # cohere_asr
+    "ctc_timestamp.decoder.decoder_layers.0.weight": "output head",  # nemo_speechlm
     "embed_out.weight": "output head",  # gpt_neox
+    "output_layer.weight": "output head",  # chatglm
+    "output_projection.weight": "output head",  # fsmt
+    "llm.unembed.weight": "output head",  # inkling2
     "shared_head.head.weight": "output head",  # multi-token prediction layers of deepseek_v3
-    "lm_head.bias": "head bias",  # phi, gptj, codegen
+    "lm_head.bias": "head bias",  # phi, gptj, codegen, roberta
+    "lm_head.linear.bias": "head bias",
+    "lm_head.decoder.bias": "head bias",
+    "mlm_head.decoder.bias": "head bias",
+    "mmm_text_head.decoder.bias": "head bias",
+    "predictions.bias": "head bias",  # bert, albert
+    "predictions.decoder.bias": "head bias",
+    "lm_predictions.lm_head.bias": "head bias",  # deberta-v2
+    "generator_lm_head.bias": "head bias",
+    "vocab_projector.bias": "head bias",
+    "pred_layer.proj.bias": "head bias",
+    "log_softmax.mlp.layer0.bias": "head bias",
+    "ctc_timestamp.decoder.decoder_layers.0.bias": "head bias",
+    "embedding_decoder.bias": "head bias",  # perceiver
+    "lm_loss.bias": "head bias",  # xlnet
+    "final_logits_bias": "head bias",  # bart, marian, pegasus: [1, vocabulary]
 }
+"""Names that say by themselves what a tensor is."""
+
+NAMES_IF_AS_LONG: dict[str, Role] = {
+    "embeddings.weight": "input embeddings",  # mamba, rwkv, xlm
+    "embedding.weight": "input embeddings",  # mamba's own format
+    "transformer.w.weight": "input embeddings",  # ctrl
+    "head.weight": "output head",  # rwkv
+    "output.weight": "output head",  # internlm2, git, llama's own format
+    "decoder.weight": "output head",  # modernbert
+    "proj_out.weight": "output head",  # whisper
+    "cls.weight": "output head",  # ultrabert
+    "predictions.dense.weight": "output head",  # mobilebert: [hidden - embedding, vocabulary]
+    "head.bias": "head bias",
+    "output.bias": "head bias",  # git
+    "decoder.bias": "head bias",  # modernbert
+    "proj_out.bias": "head bias",  # canary
+    "cls.bias": "head bias",
+}
+"""Names that other tensors have too: they count where an axis is as long as the vocabulary, and as
+input embeddings where no name is surer."""
+
+SPLIT_TABLES: dict[str, str] = {"wte.embedding": "wte.new_embedding"}  # molmo
+"""First and second part of input embeddings that are stored in two."""
 
 NEVER_VOCABULARY: tuple[str, ...] = (
     "wpe.weight",  # gpt2: positions
@@ -30,8 +101,25 @@ NEVER_VOCABULARY: tuple[str, ...] = (
 )
 """Tables indexed by something else, whose length may equal the vocabulary's by accident."""
 
+QUANTISED_PARTS: tuple[str, ...] = (
+    "qweight",  # GPTQ, AWQ
+    "weight_packed",  # compressed-tensors
+    "weight_scale",
+    "weight_scale_inv",  # FP8
+    "weight.absmax",  # bitsandbytes
+    "SCB",
+    "weight_blocks",  # MXFP4
+)
+"""What stands in place of 'weight', or beside it, where a layer is quantised."""
+
 LAYER_STEMS = ("layer", "layers", "h", "block", "blocks", "stages")
 """What stands before a layer's number; other numbered things may well be indexed by token id."""
 
 LAYER_PARTS = ("attn", "attention", "mlp", "ffn", "feed_forward", "expert", "norm", "ln_", "mixer")
 """What names of weights inside a layer have in them."""
+
+VOCABULARY_SIZE = re.compile(r"(?:(?!type)\w+_)?vocab_size(?:_\w+)?|n_words")
+"""Keys of config.json that hold a size of a vocabulary."""
+
+LANGUAGE_LEVELS = ("text_config", "llm_config", "language_config", "thinker_config", "decoder")
+"""Levels of config.json that describe the language model of a model with several parts."""

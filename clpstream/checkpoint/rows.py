@@ -12,7 +12,13 @@ import numpy.typing as npt
 
 from clpstream.checkpoint import dtypes
 from clpstream.checkpoint.safetensors_file import TensorSpan
-from clpstream.errors import CheckpointError, NotFiniteError
+from clpstream.checkpoint.strided import open_span, read_fully, read_strided
+from clpstream.errors import NotFiniteError
+
+_NEAR_ROWS = 512
+"""Of a transposed tensor: rows between two that are read, which are read along with them."""
+_WINDOW_BYTES = 16 << 20
+"""What is read of a strided tensor at once."""
 
 
 class TensorRows:
@@ -28,11 +34,8 @@ class TensorRows:
     def __init__(self, span: TensorSpan) -> None:
         self.span = span
         self.shape = (span.shape[0], prod(span.shape[1:]))
-        self._dtype = dtypes.FLOATS[span.dtype]
-        try:
-            self._fd = os.open(span.path, os.O_RDONLY)
-        except OSError as error:
-            raise CheckpointError(f"{span}: can't be read: {error.strerror}") from None
+        self._dtype = (dtypes.FLOATS | dtypes.INTEGERS)[span.dtype]
+        self._fd = open_span(span)
         weakref.finalize(self, os.close, self._fd)
 
     def __getitem__(self, index: slice | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -49,6 +52,14 @@ class TensorRows:
         finite: npt.NDArray[np.bool_] = np.isfinite(rows.view(self._dtype)).all(axis=1)
         return finite
 
+    def encode(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        """Rows of this tensor's dtype, bit for bit as `words` gives them, from float32 ones.
+
+        Rounded to nearest, ties to even; what is too large for the dtype becomes Inf.
+        """
+        with np.errstate(over="ignore"):
+            return rows.astype(self._dtype).view(f"u{self._dtype.itemsize}")
+
     def words(self, index: slice | npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Rows bit for bit, as unsigned integers of the dtype's size: (n, width).
 
@@ -58,6 +69,8 @@ class TensorRows:
             ids = np.arange(*index.indices(self.shape[0]))
         else:
             ids = np.arange(self.shape[0])[index]
+        if self.span.strides is not None:
+            return self._strided_words(ids, self.span.strides)
         runs = _runs(ids)
         count = sum(stop - start for start, stop in runs)
         out = np.empty((count, self.shape[1]), f"<u{self._dtype.itemsize}")
@@ -65,16 +78,29 @@ class TensorRows:
         into = out.reshape(-1).data.cast("B") if count else memoryview(b"")
         for start, stop in runs:
             end = place + (stop - start) * row_bytes
-            self._read(into[place:end], self.span.offset + start * row_bytes)
+            offset = self.span.offset + start * row_bytes
+            read_fully(self._fd, self.span, into[place:end], offset)
             place = end
         return out
 
-    def _read(self, into: memoryview, offset: int) -> None:
-        while len(into):
-            count = os.preadv(self._fd, [into], offset)
-            if count == 0:
-                raise CheckpointError(f"{self.span}: the file became shorter while it was read")
-            into, offset = into[count:], offset + count
+    def _strided_words(
+        self, ids: npt.NDArray[np.int64], strides: tuple[int, ...]
+    ) -> npt.NDArray[Any]:
+        """Like `words`: in a transposed tensor, rows near each other cost little more than one."""
+        out = np.empty((len(ids), self.shape[1]), f"<u{self._dtype.itemsize}")
+        if not len(ids):
+            return out
+        gap = 1 if strides[0] == max(strides) else _NEAR_ROWS
+        window = max(1, _WINDOW_BYTES // (out.itemsize * self.shape[1]))
+        order = np.argsort(ids, kind="stable")
+        ordered = ids[order]
+        breaks = (np.diff(ordered) > gap) | (np.diff(ordered // window) > 0)
+        for part in np.split(order, np.flatnonzero(breaks) + 1):
+            first, last = int(ids[part[0]]), int(ids[part[-1]])
+            rows = np.empty((last - first + 1, *self.span.shape[1:]), out.dtype)
+            read_strided(self._fd, self.span, (first,), rows)
+            out[part] = rows.reshape(len(rows), -1)[ids[part] - first]
+        return out
 
 
 def _runs(ids: npt.NDArray[np.int64]) -> list[tuple[int, int]]:

@@ -21,7 +21,11 @@ MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 
 @dataclass(frozen=True)
 class TensorSpan:
-    """A tensor on disk: `length` bytes at `offset` (from the start of the file) of `path`."""
+    """A tensor on disk: `length` bytes at `offset` (from the start of the file) of `path`.
+
+    strides: in elements, where the bytes do not lie in C order one after the other, as a torch
+    file can have them. `length` is that of the C-ordered tensor all the same.
+    """
 
     name: str
     path: Path
@@ -29,6 +33,7 @@ class TensorSpan:
     length: int
     dtype: str
     shape: tuple[int, ...]
+    strides: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
         return f"{self.path}: tensor '{self.name}'"
@@ -36,13 +41,18 @@ class TensorSpan:
 
 @dataclass(frozen=True)
 class Shard:
-    """One safetensors file: `tensors` in the order of their data, which fills the file whole."""
+    """One file of tensors: a safetensors file, or one of torch.save.
+
+    What describes the tensors lies from `header_start` to `data_start`. `tensors` come in the
+    order that their data has in a safetensors file; it fills such a file whole.
+    """
 
     path: Path
     size: int
     data_start: int
     tensors: tuple[TensorSpan, ...]
     metadata: dict[str, str] | None
+    header_start: int = 0
 
 
 def read_shard(path: Path) -> Shard:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from clpstream.checkpoint.directory import Checkpoint
-from clpstream.checkpoint.dtypes import FLOATS
+from clpstream.checkpoint.dtypes import FLOATS, INTEGERS
 from clpstream.checkpoint.names import (
+    LANGUAGE_LEVELS,
     LAYER_PARTS,
     LAYER_STEMS,
+    NAMES_IF_AS_LONG,
     NEVER_VOCABULARY,
+    QUANTISED_PARTS,
+    SPLIT_TABLES,
     VOCABULARY_NAMES,
+    VOCABULARY_SIZE,
     Role,
 )
 from clpstream.checkpoint.rows import TensorRows
@@ -25,15 +31,19 @@ from clpstream.errors import CheckpointError
 
 _NUMBER = re.compile(r"\.\d+\.")
 _LAYER = re.compile(rf"(?:^|\.)(?:{'|'.join(LAYER_STEMS)})\.\d+\.")
+_NEAR = 0.1
+"""Tables of one vocabulary may differ in length by this part: rows for images, or for a prompt."""
 _COMPARED_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
 class VocabularyTensor:
-    """A tensor whose axis 0 is indexed by token id: `rows` rows of `width` values."""
+    """A tensor whose `axis` is indexed by token id. `why`: what tells that it is one."""
 
     span: TensorSpan
     role: Role
+    why: str
+    axis: int = 0
 
     @property
     def name(self) -> str:
@@ -41,11 +51,33 @@ class VocabularyTensor:
 
     @property
     def rows(self) -> int:
-        return self.span.shape[0]
+        """How many token ids it has values for."""
+        return self.span.shape[self.axis]
+
+    @property
+    def planes(self) -> int:
+        """How many matrices of (rows, width) it consists of; more than 1 only if axis > 0."""
+        return prod(self.span.shape[: self.axis])
 
     @property
     def width(self) -> int:
-        return prod(self.span.shape[1:])
+        """Values of one token id in one plane."""
+        return prod(self.span.shape[self.axis + 1 :])
+
+    def plane(self, index: int) -> TensorRows:
+        """One of its matrices."""
+        span, axis = self.span, self.axis
+        strides = span.strides or tuple(prod(span.shape[a + 1 :]) for a in range(len(span.shape)))
+        place = np.unravel_index(index, span.shape[:axis]) if axis else ()
+        skipped = sum(int(at) * step for at, step in zip(place, strides, strict=False))
+        part = replace(
+            span,
+            offset=span.offset + skipped * span.length // prod(span.shape),
+            length=span.length // self.planes,
+            shape=span.shape[axis:],
+            strides=span.strides and span.strides[axis:],
+        )
+        return TensorRows(part)
 
 
 def find_vocabulary_tensors(
@@ -68,61 +100,78 @@ def find_vocabulary_tensors(
             )
     for name in set(vocab_tensors) & set(pass_through):
         raise CheckpointError(f"'{name}' can't be both a --vocab-tensor and a --pass-through")
-    found = known_vocabulary_tensors(checkpoint, vocab_tensors, pass_through)
-    for tensor in found:
-        _check_usable(tensor)
-    embeddings = input_embeddings(checkpoint, found)
-    lengths = {t.rows for t in found if t.role != "named by the user"} | {embeddings.rows}
-    for tensor in found:
-        if tensor.rows not in lengths:
-            raise CheckpointError(
-                f"{tensor.span}: its shape is {list(tensor.span.shape)}, and the vocabulary has "
-                f"{embeddings.rows} rows on the first axis; check --vocab-tensor"
-            )
-        if abs(tensor.rows - embeddings.rows) > 0.1 * embeddings.rows:  # a few are no rarity
-            raise CheckpointError(
-                f"{tensor.span}: it is named like a vocabulary tensor, but has {tensor.rows} rows, "
-                f"and '{embeddings.name}' has {embeddings.rows}; decide with --pass-through "
-                f"{tensor.name}"
-            )
-    explained = {t.name for t in found} | set(pass_through)
-    unexplained = [span for span in checkpoint.tensors if span.name not in explained]
+    embeddings = input_embeddings(checkpoint, vocab_tensors, pass_through)
+    found: list[VocabularyTensor] = []
+    unexplained: list[TensorSpan] = []
+    for span in checkpoint.tensors:
+        if span.name in pass_through:
+            continue
+        tensor = _by_name(span, embeddings, span.name in vocab_tensors)
+        if tensor is None:
+            unexplained.append(span)
+        elif _belongs(tensor, embeddings, checkpoint.config):
+            _check_usable(tensor)
+            found.append(tensor)
+    lengths = {tensor.rows for tensor in found}
     if embeddings.width in lengths:  # then a length says nothing, but for tables' first axis
         unexplained = [s for s in unexplained if len(s.shape) > 1 and s.shape[0] in lengths]
     _sweep(unexplained, lengths)
-    return found
-
-
-def known_vocabulary_tensors(
-    checkpoint: Checkpoint,
-    vocab_tensors: Collection[str] = (),
-    pass_through: Collection[str] = (),
-) -> tuple[VocabularyTensor, ...]:
-    """The tensors that are vocabulary tensors by their name, or because the user says so."""
-    roles = ((s, _role(s.name, vocab_tensors, pass_through)) for s in checkpoint.tensors)
-    return tuple(VocabularyTensor(span, role) for span, role in roles if role is not None)
+    return tuple(found)
 
 
 def input_embeddings(
-    checkpoint: Checkpoint, tensors: Iterable[VocabularyTensor]
+    checkpoint: Checkpoint,
+    vocab_tensors: Collection[str] = (),
+    pass_through: Collection[str] = (),
 ) -> VocabularyTensor:
-    """The input embeddings among `tensors`: the first by name length, so a copy never wins.
+    """The model's table of input embeddings; arguments as for `find_vocabulary_tensors`.
 
-    A tensor named by the user stands in where no name is known.
+    Where several tables have such a name: the one as long as config.json's vocabulary, else the
+    longest (a vision or speech part may have a small one), else the shortest name, so that a copy
+    never wins. Where no name is sure: one given by the user, else one with a name that other
+    tensors have too, if config.json confirms its length.
 
     Raises CheckpointError if there are none, or they are of a dtype that can't be combined.
     """
-    by_length = sorted(tensors, key=lambda t: (len(t.name), t.name))
-    found = [t for t in by_length if t.role == "input embeddings"]
-    found = found or [t for t in by_length if t.role == "named by the user"]
+    spans = [s for s in checkpoint.tensors if s.name not in pass_through]
+    tables = [s for s in spans if len(s.shape) > 1]
+    sizes = vocabulary_sizes(checkpoint.config)
+
+    def named(names: Mapping[str, Role]) -> list[VocabularyTensor]:
+        entries = [entry for entry, role in names.items() if role == "input embeddings"]
+        return [
+            VocabularyTensor(span, "input embeddings", f"named like {entry}")
+            for span in tables
+            if (entry := _entry(span.name, entries)) is not None
+        ]
+
+    found = (
+        named(VOCABULARY_NAMES)
+        or [_by_user(span, 0) for span in spans if span.name in vocab_tensors and span.shape]
+        or [t for t in named(NAMES_IF_AS_LONG) if t.rows in sizes]
+    )
     if not found:
+        for span in spans:
+            _refuse_quantised(span)
+            _refuse_split(span)
         known = ", ".join(n for n, role in VOCABULARY_NAMES.items() if role == "input embeddings")
         raise CheckpointError(
             f"{checkpoint.directory}: no input embeddings found among its tensors (names known: "
             f"{known}); name those of a source with --vocab-tensor"
         )
-    _check_usable(found[0])
-    return found[0]
+    best = min(found, key=lambda t: (t.rows not in sizes[:1], -t.rows, len(t.name), t.name))
+    _check_usable(best)
+    return best
+
+
+def input_embeddings_names(names: Iterable[str]) -> list[str]:
+    """The tensors among which `input_embeddings` finds one, as far as names tell."""
+    names = list(names)
+    for known in (VOCABULARY_NAMES, NAMES_IF_AS_LONG):
+        entries = [entry for entry, role in known.items() if role == "input embeddings"]
+        if found := [name for name in names if _entry(name, entries) is not None]:
+            return found
+    return []
 
 
 def is_tied(tensors: Collection[VocabularyTensor]) -> bool:
@@ -130,26 +179,120 @@ def is_tied(tensors: Collection[VocabularyTensor]) -> bool:
 
     Decided by the bytes and not by config.json, whose flag is often absent or wrong.
     """
-    inputs = [t.span for t in tensors if t.role == "input embeddings"]
-    heads = [t.span for t in tensors if t.role == "output head"]
-    return all(any(_same_bytes(head, table) for table in inputs) for head in heads)
+    inputs = [t for t in tensors if t.role == "input embeddings"]
+    heads = [t for t in tensors if t.role == "output head"]
+    return all(any(same_bytes(head, table) for table in inputs) for head in heads)
+
+
+def same_bytes(a: VocabularyTensor, b: VocabularyTensor) -> bool:
+    """Whether two tensors hold the same: compared at evenly spaced rows if they are large, since
+    trained heads differ everywhere."""
+    if (a.span.dtype, a.span.shape, a.axis) != (b.span.dtype, b.span.shape, b.axis):
+        return False
+    count = min(a.rows, max(1, _COMPARED_BYTES * a.rows // a.span.length))
+    ids = np.linspace(0, a.rows - 1, count).astype(np.int64)
+    parts = np.array_split(ids, 1 + count * a.span.length // a.rows // (4 << 20))
+    planes = [(a.plane(index), b.plane(index)) for index in range(a.planes)]
+    return all(
+        np.array_equal(left.words(part), right.words(part))
+        for left, right in planes
+        for part in parts
+    )
+
+
+def vocabulary_sizes(config: Mapping[str, Any]) -> list[int]:
+    """All numbers of config.json that are sizes of vocabularies, the language model's first."""
+    own = [n for key, n in config.items() if VOCABULARY_SIZE.fullmatch(key) and type(n) is int]
+    levels = [(key, value) for key, value in config.items() if isinstance(value, dict)]
+    levels.sort(key=lambda level: level[0] not in LANGUAGE_LEVELS)
+    return [*own, *(size for _, level in levels for size in vocabulary_sizes(level))]
+
+
+def vocabulary_size(config: Mapping[str, Any], rows: int) -> int:
+    """How many of a table's rows are for the vocabulary, padding included.
+
+    Some classes make tables longer than config.json's vocab_size by a number of their own, for
+    images (mllama) or for prompts (cpmant).
+    """
+    size = config.get("vocab_size")
+    known = rows in vocabulary_sizes(config)
+    return size if not known and type(size) is int and 0 < size < rows else rows
 
 
 def vocabulary_role(name: str) -> Role | None:
-    """What a tensor of this name is, as far as names tell: None for a pass-through tensor."""
-    return next((r for entry, r in VOCABULARY_NAMES.items() if _matches(name, entry)), None)
+    """What a tensor of this name is, as far as names alone tell: None for any other tensor."""
+    entry = _entry(name, VOCABULARY_NAMES)
+    return None if entry is None else VOCABULARY_NAMES[entry]
 
 
-def _role(name: str, vocab_tensors: Collection[str], pass_through: Collection[str]) -> Role | None:
-    if name in pass_through:
-        return None
-    if name in vocab_tensors:
-        return "named by the user"
-    return vocabulary_role(name)
+def _by_name(
+    span: TensorSpan, embeddings: VocabularyTensor, by_user: bool
+) -> VocabularyTensor | None:
+    """The tensor as a vocabulary tensor, if its name or the user says so."""
+    axis = _vocabulary_axis(span, embeddings.rows)
+    if (entry := _entry(span.name, VOCABULARY_NAMES)) is not None:
+        return VocabularyTensor(
+            span, VOCABULARY_NAMES[entry], f"named like {entry}", 0 if axis is None else axis
+        )
+    entry = _entry(span.name, NAMES_IF_AS_LONG)
+    if entry is not None and axis is not None and span.shape[axis] == embeddings.rows:
+        why = f"named like {entry}, and as long as {embeddings.name}"
+        return VocabularyTensor(span, NAMES_IF_AS_LONG[entry], why, axis)
+    if by_user:
+        if axis is None:
+            raise CheckpointError(
+                f"{span}: its shape is {list(span.shape)}, and the vocabulary has "
+                f"{embeddings.rows} rows; check --vocab-tensor"
+            )
+        return _by_user(span, axis)
+    _refuse_quantised(span)
+    return None
 
 
-def _matches(name: str, entry: str) -> bool:
-    return name == entry or name.endswith("." + entry)
+def _by_user(span: TensorSpan, axis: int) -> VocabularyTensor:
+    return VocabularyTensor(span, "named by the user", "named with --vocab-tensor", axis)
+
+
+def _vocabulary_axis(span: TensorSpan, rows: int) -> int | None:
+    """The axis indexed by token id: as long as the input embeddings, else nearly so."""
+    exact = [axis for axis, length in enumerate(span.shape) if length == rows]
+    near = [axis for axis, n in enumerate(span.shape) if abs(n - rows) <= _NEAR * rows]
+    return next(iter(exact + near), None)
+
+
+def _belongs(
+    tensor: VocabularyTensor, embeddings: VocabularyTensor, config: Mapping[str, Any]
+) -> bool:
+    """Whether a tensor with a vocabulary tensor's name is one of this vocabulary.
+
+    Two tables of input embeddings have one length; a head may have a few rows less. A table of
+    another vocabulary (a Q-Former's, of sound) is told by config.json, which has its size.
+    """
+    same = tensor.rows in (embeddings.rows, vocabulary_size(config, embeddings.rows))
+    near = abs(tensor.rows - embeddings.rows) <= _NEAR * embeddings.rows
+    if same or (near and tensor.role != "input embeddings"):
+        return True
+    if tensor.rows in vocabulary_sizes(config):
+        return False
+    raise CheckpointError(
+        f"{tensor.span}: it is named like a vocabulary tensor, but has {tensor.rows} rows, and "
+        f"'{embeddings.name}' has {embeddings.rows}; decide with --pass-through {tensor.name}"
+    )
+
+
+def _refuse_split(span: TensorSpan) -> None:
+    first = _entry(span.name, SPLIT_TABLES)
+    if first is not None:
+        second = span.name.removesuffix(first) + SPLIT_TABLES[first]
+        raise CheckpointError(
+            f"{span}: the input embeddings are in two tables, this one and '{second}', and "
+            "clpstream can only remake whole ones; save the model with a single table"
+        )
+
+
+def _entry(name: str, entries: Iterable[str]) -> str | None:
+    """The entry of a table of names that a tensor's name matches."""
+    return next((e for e in entries if name == e or name.endswith("." + e)), None)
 
 
 def _sweep(spans: list[TensorSpan], lengths: set[int]) -> None:
@@ -162,15 +305,13 @@ def _sweep(spans: list[TensorSpan], lengths: set[int]) -> None:
         if (
             lengths.isdisjoint(span.shape)
             or in_a_layer
-            or any(_matches(span.name, entry) for entry in NEVER_VOCABULARY)
+            or _entry(span.name, NEVER_VOCABULARY) is not None
         ):
             continue
-        decision = f"--pass-through {span.name}"
-        if span.shape[0] in lengths:
-            decision += f" or --vocab-tensor {span.name}"
         raise CheckpointError(
             f"{span}: its shape {list(span.shape)} has an axis as long as the vocabulary, and its "
-            f"name is not known; decide with {decision}"
+            f"name is not known; decide with --pass-through {span.name} or --vocab-tensor "
+            f"{span.name}"
         )
 
 
@@ -181,23 +322,22 @@ def _kind(span: TensorSpan) -> tuple[str, tuple[int, ...]]:
 
 def _check_usable(tensor: VocabularyTensor) -> None:
     span = tensor.span
-    if span.dtype not in FLOATS:
+    usable = INTEGERS if tensor.role == "expert routing" else FLOATS
+    if span.dtype not in usable:
         raise CheckpointError(
             f"{span}: a vocabulary tensor of dtype {span.dtype} can't be combined (it can be "
-            f"{', '.join(FLOATS)}); use a checkpoint whose {tensor.role} are not quantised"
+            f"{', '.join(usable)}); use a checkpoint whose {tensor.role} are not quantised"
         )
     if not span.shape or 0 in span.shape:
         raise CheckpointError(f"{span}: shape {list(span.shape)} holds no rows")
 
 
-def _same_bytes(a: TensorSpan, b: TensorSpan) -> bool:
-    """Compared at evenly spaced rows if the tensors are large: trained heads differ everywhere."""
-    if (a.dtype, a.shape) != (b.dtype, b.shape):
-        return False
-    left, right = TensorRows(a), TensorRows(b)
-    count = min(left.shape[0], max(1, _COMPARED_BYTES * left.shape[0] // a.length))
-    rows = np.linspace(0, left.shape[0] - 1, count).astype(np.int64)
-    return all(
-        np.array_equal(left.words(part), right.words(part))
-        for part in np.array_split(rows, 1 + count * a.length // left.shape[0] // (4 << 20))
-    )
+def _refuse_quantised(span: TensorSpan) -> None:
+    """Raise CheckpointError for what stands in a quantised checkpoint in a table's place."""
+    for part in QUANTISED_PARTS:
+        whole = span.name.removesuffix(part) + "weight"
+        if span.name.endswith("." + part) and vocabulary_role(whole) is not None:
+            raise CheckpointError(
+                f"{span}: '{whole}' is quantised, and its rows can't be combined; use a checkpoint "
+                f"whose {vocabulary_role(whole)} are not quantised"
+            )

@@ -7,14 +7,25 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from clpstream.checkpoint import VOCABULARY_SIZE
 from clpstream.vocabulary import ROLES
 
 _TOKEN_KEY = re.compile(r"(?:(?P<role>\w+)_)?token_(?:id|ids|index)")
-_SIZE_KEYS = ("vocab_size", "padded_vocab_size")
 _LISTS = ("suppress_tokens", "begin_suppress_tokens")
 """Lists of token ids whose names don't say so."""
+_OFFSETS = ("vocab_offset",)
+"""Where the ids of a part with a vocabulary of its own begin (gemma3n: images, sound)."""
 _STRUCTURES = ("bad_words_ids", "force_words_ids", "forced_decoder_ids", "sequence_bias")
 """Token ids in structures that only a person can carry over."""
+_POSITIONS_FROM_PAD = (
+    *("altclip_text_model", "bridgetower_text_model", "camembert", "clap_text_model"),
+    *("data2vec-text", "esm", "fsmt", "ibert", "kosmos_2_text_model", "kosmos_2_5_text_model"),
+    *("layoutlmv3", "lilt", "longformer", "luke", "m2m_100", "markuplm", "nllb-moe"),
+    *("prophetnet", "roberta", "roberta-prelayernorm", "seamless_m4t", "seamless_m4t_v2"),
+    *("speech_to_text", "speecht5", "trocr", "xglm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+)
+"""Model types whose first position is pad_token_id + 1, or whose table of positions has a row for
+it: the id belongs to the weights and not to the tokenizer."""
 _CLASS_DEFAULTS = ("bos", "eos", "pad")
 """Ids for which many config classes have defaults, of the vocabulary their authors used."""
 
@@ -23,8 +34,8 @@ _CLASS_DEFAULTS = ("bos", "eos", "pad")
 class Retarget:
     """Rewrites vocabulary sizes and token ids in the source's configs, at every nesting level.
 
-    rows: rows of the target's vocabulary tensors.
-    old_sizes: numbers that mean the source's vocabulary size.
+    rows, old_rows: the target's and the source's vocabulary size.
+    sizes: other numbers that mean a size of the source's vocabulary, and what they become.
     roles: target token ids by role (bos, eos, ...).
     targets_of: target ids, lowest first, of each source token that the target has. They are several
         where the source has one token for bos and eos, and the target two.
@@ -33,7 +44,8 @@ class Retarget:
     """
 
     rows: int
-    old_sizes: frozenset[int]
+    old_rows: int
+    sizes: Mapping[int, int]
     roles: Mapping[str, int]
     targets_of: Mapping[int, tuple[int, ...]]
     special: Collection[int]
@@ -48,8 +60,9 @@ class Retarget:
         would take its class's default, which belongs to another vocabulary. `tokenizer_class` is
         named in it if given: transformers looks there when tokenizer_config.json is silent.
         """
-        old_sizes = self.old_sizes | _main_sizes(config)
-        new = self._level(config, "config.json", old_sizes, all_stops=alone)
+        sizes = dict.fromkeys(_main_sizes(config), self.rows) | dict(self.sizes)
+        sizes[self.old_rows] = self.rows
+        new = self._level(config, "config.json", sizes, all_stops=alone)
         levels = [level for level in _levels(new) if level.get("vocab_size") == self.rows]
         if not levels:
             text = new.get("text_config")
@@ -57,6 +70,8 @@ class Retarget:
             levels[0]["vocab_size"] = self.rows
         for level in levels:
             for role in _CLASS_DEFAULTS:
+                if role == "pad" and level.get("model_type") in _POSITIONS_FROM_PAD:
+                    continue
                 if level.get(f"{role}_token_id") is None:
                     level[f"{role}_token_id"] = self.roles.get(role)
         if isinstance(new.get("auto_map"), dict):
@@ -69,24 +84,30 @@ class Retarget:
 
     def generation_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The target's generation_config.json."""
-        return self._level(config, "generation_config.json", self.old_sizes, all_stops=True)
+        return self._level(config, "generation_config.json", self.sizes, all_stops=True)
 
     def _level(
-        self, level: Mapping[str, Any], path: str, old_sizes: frozenset[int], all_stops: bool
+        self, level: Mapping[str, Any], path: str, sizes: Mapping[int, int], all_stops: bool
     ) -> dict[str, Any]:
         size = level.get("vocab_size")
-        if type(size) is int and size not in old_sizes:  # of another vocabulary, with its own ids
-            return dict(level)
+        if type(size) is int and size not in sizes:  # of another vocabulary, with its own ids
+            return {key: self._behind(n) if key in _OFFSETS else n for key, n in level.items()}
         new: dict[str, Any] = {}
         for key, value in level.items():
             where = f"{path}: {key}"
-            if key in _STRUCTURES and value:
+            if key == "pad_token_id" and level.get("model_type") in _POSITIONS_FROM_PAD:
+                self.warnings.append(
+                    f"{where}: {value} is kept: a {level['model_type']} counts positions from it, "
+                    "and takes that token for padding whatever it is in the target"
+                )
+                new[key] = value
+            elif key in _STRUCTURES and value:
                 self.warnings.append(f"{where}: has token ids of the source; change it by hand")
                 new[key] = value
             elif isinstance(value, dict):
-                new[key] = self._level(value, where, old_sizes, all_stops)
-            elif key in _SIZE_KEYS and type(value) is int and value in old_sizes:
-                new[key] = self.rows
+                new[key] = self._level(value, where, sizes, all_stops)
+            elif VOCABULARY_SIZE.fullmatch(key) and type(value) is int and value in sizes:
+                new[key] = sizes[value]
             elif key in _LISTS:
                 new[key] = self._ids(value, None, where)
             elif match := _TOKEN_KEY.fullmatch(key):
@@ -109,6 +130,13 @@ class Retarget:
             return self.roles[role]
         if value in self.targets_of:
             return self.targets_of[value][0]
+        moved: int = self._behind(value)
+        if moved != value:
+            self.warnings.append(
+                f"{where}: {value} is behind the source's vocabulary; it is {moved} now, behind "
+                "the target's"
+            )
+            return moved
         if role in ROLES:
             self.warnings.append(f"{where}: the target tokenizer has no {role} token: null")
             return None
@@ -116,6 +144,11 @@ class Retarget:
             f"{where}: token {value} is not in the target vocabulary; left as it is, decide by hand"
         )
         return value
+
+    def _behind(self, value: Any) -> Any:
+        """An id or offset behind the source's vocabulary, where it is behind the target's."""
+        is_behind = type(value) is int and self.old_rows <= value < max(self.sizes)
+        return value - self.old_rows + self.rows if is_behind else value
 
     def _list(self, values: list[int], role: str | None, where: str) -> list[int]:
         kept = [self.targets_of[value][0] for value in values if value in self.targets_of]

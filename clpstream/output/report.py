@@ -16,9 +16,11 @@ REPORT_FILE = "clpstream.json"
 class Input:
     """A checkpoint that was read.
 
-    name: of its directory. fingerprint: SHA-256 of its config, and of every shard's name, size,
-    header and first and last 64 KiB of data. tokenizer: SHA-256 of its tokenizer.json.
-    tokens: in its vocabulary. parameters: elements of its tensors. bytes: of its shards.
+    name: of its directory, or for a model of the Hub ID@COMMIT. fingerprint: SHA-256 of its config,
+    and of every opened shard's name, size, header and first and last 64 KiB of data. tokenizer:
+    SHA-256 of its tokenizer's file. tokens: in its vocabulary. parameters: elements of the tensors
+    in opened shards. bytes: of these shards. shards: how many were opened, of_shards: of how many;
+    of a helper it is the one with its input embeddings.
     """
 
     name: str
@@ -29,12 +31,16 @@ class Input:
     parameters: int
     bytes: int
     shards: int
+    of_shards: int
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Target tokens: all, those copied from the source, those made, ids that no token has.
+    """Target tokens: how many there are, and where their rows come from.
 
+    shared: copied from the source. missing: made by the method. split: made from the source tokens
+    that they split into. unknown: the mean row. unused: ids that no token has.
+    anchors: tokens that source and helper share, from which the missing ones are made.
     rules: shared tokens by the rule that matched them. guarded: missing tokens whose row the
     method's formula did not make, by the reason why. not_carried: source tokens that the target
     does not have.
@@ -43,7 +49,10 @@ class Counts:
     target: int
     shared: int
     missing: int
+    split: int
+    unknown: int
     unused: int
+    anchors: int
     not_carried: int
     rules: Mapping[str, int]
     guarded: Mapping[str, int]
@@ -51,10 +60,11 @@ class Counts:
 
 @dataclass(frozen=True)
 class RewrittenTensor:
-    """A vocabulary tensor, with its shape before and after."""
+    """A vocabulary tensor, with its shape before and after. why: what tells that it is one."""
 
     name: str
     role: str
+    why: str
     dtype: str
     source_shape: tuple[int, ...]
     target_shape: tuple[int, ...]
@@ -66,6 +76,16 @@ class PassThrough:
 
     tensors: int
     bytes: int
+
+
+@dataclass(frozen=True)
+class SpecialToken:
+    """A special token of the target, its roles, and where its row comes from."""
+
+    id: int
+    token: str
+    roles: tuple[str, ...]
+    row: str
 
 
 @dataclass(frozen=True)
@@ -97,6 +117,7 @@ class Report:
     counts: Counts
     vocabulary_tensors: tuple[RewrittenTensor, ...]
     pass_through: PassThrough
+    special_tokens: tuple[SpecialToken, ...]
     files: tuple[str, ...]
     left_behind: tuple[str, ...]
     examples: tuple[Example, ...]

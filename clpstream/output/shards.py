@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from math import prod
 from pathlib import Path
@@ -13,8 +14,15 @@ from typing import Any
 
 import numpy.typing as npt
 
-from clpstream.checkpoint import Checkpoint, Shard, TensorSpan, header_bytes
-from clpstream.errors import OutputError
+from clpstream.checkpoint import (
+    Checkpoint,
+    Shard,
+    TensorSpan,
+    VocabularyTensor,
+    c_order_blocks,
+    header_bytes,
+)
+from clpstream.errors import CheckpointError, OutputError
 from clpstream.progress import Update
 
 _COPY_BYTES = 64 << 20
@@ -41,14 +49,31 @@ class CopiedRange:
 
 @dataclass(frozen=True)
 class NewTensor:
-    """A vocabulary tensor: the source's span, and its shape in the target."""
+    """A vocabulary tensor of the source that has `rows` rows in the target."""
 
-    span: TensorSpan
-    shape: tuple[int, ...]
+    tensor: VocabularyTensor
+    rows: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = list(self.tensor.span.shape)
+        shape[self.tensor.axis] = self.rows
+        return tuple(shape)
 
     @property
     def length(self) -> int:
-        return self.span.length // self.span.shape[0] * self.shape[0]
+        return self.tensor.span.length // self.tensor.rows * self.rows
+
+
+@dataclass(frozen=True)
+class StridedTensor:
+    """A tensor that passes through, but does not lie in C order in the source."""
+
+    span: TensorSpan
+
+    @property
+    def length(self) -> int:
+        return self.span.length
 
 
 @dataclass(frozen=True)
@@ -57,34 +82,64 @@ class TargetShard:
 
     name: str
     header: bytes
-    parts: tuple[CopiedRange | NewTensor, ...]
+    parts: tuple[CopiedRange | StridedTensor | NewTensor, ...]
 
     @property
     def size(self) -> int:
         return len(self.header) + sum(part.length for part in self.parts)
 
 
-def plan_shards(source: Checkpoint, vocabulary: set[str], rows: int) -> tuple[TargetShard, ...]:
-    """The target's shards: the source's, with `rows` rows in the tensors named in `vocabulary`."""
-    return tuple(_plan_shard(shard, vocabulary, rows) for shard in source.shards)
+def plan_shards(source: Checkpoint, new: Mapping[str, NewTensor]) -> tuple[TargetShard, ...]:
+    """The target's shards: the source's, but for the tensors that are in `new` by name.
+
+    Raises CheckpointError if two of the source's would get the same name.
+    """
+    shards = tuple(_plan_shard(shard, new) for shard in source.shards)
+    if len({shard.name for shard in shards}) < len(shards):
+        names = ", ".join(shard.path.name for shard in source.shards)
+        raise CheckpointError(
+            f"{source.directory}: two of its shards would get the same name ({names}); rename one"
+        )
+    return shards
 
 
-def _plan_shard(shard: Shard, vocabulary: set[str], rows: int) -> TargetShard:
-    if not any(span.name in vocabulary for span in shard.tensors):
-        return TargetShard(shard.path.name, b"", (CopiedRange(shard.path, 0, shard.size),))
-    parts: list[CopiedRange | NewTensor] = []
+def target_name(shard: Shard) -> str:
+    """The shard's file name in the target: the source's, whose .bin becomes .safetensors."""
+    if shard.path.suffix != ".bin":
+        return shard.path.name
+    return re.sub("^pytorch_model", "model", shard.path.stem) + ".safetensors"
+
+
+def _plan_shard(shard: Shard, new: Mapping[str, NewTensor]) -> TargetShard:
+    name = target_name(shard)
+    if name == shard.path.name and not any(span.name in new for span in shard.tensors):
+        return TargetShard(name, b"", (CopiedRange(shard.path, 0, shard.size),))
+    parts: list[CopiedRange | StridedTensor | NewTensor] = []
     described = []
-    for is_new, run in groupby(shard.tensors, lambda span: span.name in vocabulary):
+    for is_new, run in groupby(shard.tensors, lambda span: span.name in new):
         spans = list(run)
         if is_new:
-            new = [NewTensor(span, (rows, *span.shape[1:])) for span in spans]
-            described += [(t.span.name, t.span.dtype, t.shape, t.length) for t in new]
-            parts += new
+            made = [new[span.name] for span in spans]
+            described += [(t.tensor.name, t.tensor.span.dtype, t.shape, t.length) for t in made]
+            parts += made
         else:
             described += [(span.name, span.dtype, span.shape, span.length) for span in spans]
-            length = sum(span.length for span in spans)
-            parts.append(CopiedRange(shard.path, spans[0].offset, length))
-    return TargetShard(shard.path.name, header_bytes(described, shard.metadata), tuple(parts))
+            parts += _passed(spans)
+    return TargetShard(name, header_bytes(described, shard.metadata), tuple(parts))
+
+
+def _passed(spans: list[TensorSpan]) -> list[CopiedRange | StridedTensor]:
+    """Parts for tensors that pass through: adjacent ones are one range."""
+    parts: list[CopiedRange | StridedTensor] = []
+    for span in spans:
+        last = parts[-1] if parts else None
+        if span.strides is not None:
+            parts.append(StridedTensor(span))
+        elif isinstance(last, CopiedRange) and last.offset + last.length == span.offset:
+            parts[-1] = replace(last, length=last.length + span.length)
+        else:
+            parts.append(CopiedRange(span.path, span.offset, span.length))
+    return parts
 
 
 def write_shard(
@@ -105,16 +160,20 @@ def write_shard(
                 _copy_range(part, file.fileno(), progress)
                 continue
             written = 0
-            for block in rows(part):
+            if isinstance(part, StridedTensor):
+                name, blocks = part.span.name, c_order_blocks(part.span)
+            else:
+                name, blocks = part.tensor.name, rows(part)
+            for block in blocks:
                 _write_all(file.fileno(), block.data.cast("B"))
                 written += block.nbytes
                 progress(block.nbytes)
             if written != part.length:
-                raise OutputError(f"{path}: {part.span.name}: {written} of {part.length} bytes")
+                raise OutputError(f"{path}: {name}: {written} of {part.length} bytes")
         os.fsync(file.fileno())
 
 
-def index_of(source: Checkpoint, rows: Mapping[str, int]) -> dict[str, Any] | None:
+def index_of(source: Checkpoint, new: Mapping[str, NewTensor]) -> dict[str, Any] | None:
     """The target's model.safetensors.index.json; None where the source has none.
 
     total_size is in bytes, total_parameters in elements. Where the source counts its parameters
@@ -127,13 +186,14 @@ def index_of(source: Checkpoint, rows: Mapping[str, int]) -> dict[str, Any] | No
     metadata = dict(source.index.get("metadata") or {})
     stated = metadata.get("total_parameters")
     parameters = stated if type(stated) is int else counted
-    for span in source.tensors:
-        if span.name in rows:
-            more = rows[span.name] - span.shape[0]
-            parameters += more * prod(span.shape[1:])
-            total_size += more * (span.length // span.shape[0])
+    for made in new.values():
+        span = made.tensor.span
+        parameters += prod(made.shape) - prod(span.shape)
+        total_size += made.length - span.length
     metadata |= {"total_parameters": parameters, "total_size": total_size}
-    weight_map = {span.name: shard.path.name for shard in source.shards for span in shard.tensors}
+    weight_map = {
+        span.name: target_name(shard) for shard in source.shards for span in shard.tensors
+    }
     return {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
 
 

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-TOKENIZER_FILES = (
+VOCABULARY_FILES = (
     "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
     "vocab.json",
-    "merges.txt",
     "vocab.txt",
     "tokenizer.model",
     "tokenizer.model.v*",
+    "tiktoken.model",
     "spiece.model",
+    "spm.model",
+    "sentencepiece.model",
     "sentencepiece.bpe.model",
     "source.spm",
     "target.spm",
     "*.tiktoken",
     "tekken.json",
+)
+"""A tokenizer has one of these at least."""
+
+TOKENIZER_FILES = (
+    *VOCABULARY_FILES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
     "chat_template.*",
     "additional_chat_templates/*",
     "tokenization_*.py",
@@ -41,7 +49,13 @@ SOURCE_FILES = (
 )
 """Taken from the source: custom code, licences, what prepares images and sound."""
 
-REWRITTEN = ("config.json", "generation_config.json", "clpstream.json", "*.safetensors*")
+REWRITTEN = (
+    "config.json",
+    "generation_config.json",
+    "clpstream.json",
+    "*.safetensors*",
+    "pytorch_model.bin.index.json",
+)
 """Files that the conversion itself writes."""
 
 
@@ -58,9 +72,23 @@ def side_files(source: Path, tokenizer: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def left_behind(source: Path, taken: Mapping[str, Path]) -> list[str]:
-    """The source's files that have no place in the target."""
-    return [name for name in _files(source) if name not in taken and not _matches(name, REWRITTEN)]
+def left_behind(source: Path, taken: Mapping[str, Path], shards: Collection[str]) -> list[str]:
+    """The source's files that have no place in the target, its shards (their names) aside."""
+    return [
+        name
+        for name in _files(source)
+        if name not in taken and name not in shards and not _matches(name, REWRITTEN)
+    ]
+
+
+def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """Those of a model's files that match; of directories in it, only chat templates count."""
+    folders = "additional_chat_templates"
+    return [
+        name
+        for name in names
+        if name.rpartition("/")[0] in ("", folders) and _matches(name, patterns)
+    ]
 
 
 def _files(directory: Path) -> list[str]:
@@ -68,5 +96,5 @@ def _files(directory: Path) -> list[str]:
     return sorted(str(path.relative_to(directory)) for path in inside if path.is_file())
 
 
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch(name.upper(), pattern.upper()) for pattern in patterns)

@@ -2,55 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from clpstream.checkpoint import TensorRows, encode
-from clpstream.checkpoint.dtypes import words
+from clpstream.checkpoint import TensorRows
 from clpstream.errors import NotFiniteError, TransferError
 from clpstream.transfer import BLOCK_BYTES, Rows
 
 
 def target_rows(
     source: TensorRows,
-    source_of: npt.NDArray[np.int64],
-    new: npt.NDArray[np.bool_],
-    new_rows: Rows,
-    unused_row: npt.NDArray[np.float32],
+    copied: npt.NDArray[np.int64],
+    made: Sequence[tuple[npt.NDArray[np.int64], Rows]],
+    filler: npt.NDArray[np.float32],
 ) -> Iterator[npt.NDArray[Any]]:
     """Blocks of the target tensor's rows, bit patterns in the source's dtype.
 
-    source_of: (target rows,) the source row to copy bit for bit, where it is not negative.
-    new: (target rows,) where a row of `new_rows` belongs; they come in the order of the target.
-    unused_row: (width,) what stands in rows that are neither.
+    copied: (target rows,) the source row to copy bit for bit, where it is not negative.
+    made: rows to round to the dtype, and the ids (ascending) of the tokens that they belong to.
+    filler: (width,) what stands in rows that are neither.
 
     Raises NotFiniteError if a row to copy has NaN or Inf, TransferError if a new row is too large
     for the dtype.
     """
     step = max(1, BLOCK_BYTES // (4 * source.shape[1]))
-    filler = words(encode(unused_row[None], source.span.dtype))
-    place = 0
-    for start in range(0, len(source_of), step):
-        ids, is_new = source_of[start : start + step], new[start : start + step]
-        copied = ids >= 0
-        block = np.repeat(filler, len(ids), axis=0)
-        block[copied] = source.words(ids[copied])
-        if bad := _first_not_finite(source, block[copied]):
-            raise NotFiniteError(str(source.span), int(ids[copied][bad - 1]))
-        count = int(is_new.sum())
-        if count:
-            rows = words(encode(new_rows[place : place + count], source.span.dtype))
-            if bad := _first_not_finite(source, rows):
-                token = start + int(np.flatnonzero(is_new)[bad - 1])
+    empty = source.encode(filler[None])
+    for start in range(0, len(copied), step):
+        ids = copied[start : start + step]
+        old = ids >= 0
+        block = np.repeat(empty, len(ids), axis=0)
+        block[old] = source.words(ids[old])
+        if bad := _first_not_finite(source, block[old]):
+            raise NotFiniteError(str(source.span), int(ids[old][bad - 1]))
+        for tokens, rows in made:
+            begin, end = np.searchsorted(tokens, (start, start + len(ids))).tolist()
+            if begin == end:
+                continue
+            new = source.encode(rows[begin:end])
+            if bad := _first_not_finite(source, new):
                 raise TransferError(
-                    f"{source.span}: the new row of token id {token} is too large for "
-                    f"{source.span.dtype}; try another --method"
+                    f"{source.span}: the new row of token id {tokens[begin + bad - 1]} is too "
+                    f"large for {source.span.dtype}; try another --method"
                 )
-            block[is_new] = rows
-        place += count
+            block[tokens[begin:end] - start] = new
         yield block
 
 

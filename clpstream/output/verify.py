@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from clpstream.checkpoint import Checkpoint, open_checkpoint
 from clpstream.errors import OutputError
+from clpstream.output.shards import NewTensor, target_name
 
 
-def verify(target: Path, source: Checkpoint, rows: dict[str, int]) -> None:
+def verify(target: Path, source: Checkpoint, new: Mapping[str, NewTensor]) -> None:
     """Check names, dtypes and shapes of the whole target, and that the safetensors library agrees.
 
-    rows: rows of the target's vocabulary tensors by name; all other tensors are the source's.
+    new: the vocabulary tensors by name; all other tensors are the source's.
     Raises OutputError; that would be a defect of clpstream, not of its input.
     """
     written = {span.name: (span.dtype, span.shape) for span in open_checkpoint(target).tensors}
     expected = {
-        span.name: (span.dtype, (rows[span.name], *span.shape[1:]))
-        if span.name in rows
-        else (span.dtype, span.shape)
+        span.name: (span.dtype, new[span.name].shape if span.name in new else span.shape)
         for span in source.tensors
     }
     if written != expected:
@@ -27,9 +27,11 @@ def verify(target: Path, source: Checkpoint, rows: dict[str, int]) -> None:
         )
         raise OutputError(f"{target}: written wrong: {', '.join(wrong)}; please report this")
     for shard in source.shards:
-        fault = _fault_by_the_library(target / shard.path.name)
-        if fault is not None and _fault_by_the_library(shard.path) is None:
-            raise OutputError(f"{shard.path.name}: safetensors refuses it: {fault}; please report")
+        name = target_name(shard)
+        fault = _fault_by_the_library(target / name)
+        made_here = name != shard.path.name
+        if fault is not None and (made_here or _fault_by_the_library(shard.path) is None):
+            raise OutputError(f"{name}: safetensors refuses it: {fault}; please report")
 
 
 def _fault_by_the_library(path: Path) -> str | None:

@@ -76,6 +76,16 @@ def _weighted_sums(indices: Ids, values: Floats, anchors: Rows) -> Floats:
     return np.vstack([np.einsum("mk,mkd->md", values[p], rows[place[p]]) for p in parts])
 
 
+def gathered(
+    groups: Sequence[Sequence[int]], weights: Sequence[Sequence[float]], rows: Rows
+) -> Rows:
+    """A row for each group of rows of a matrix: their sum with the group's weights."""
+    counts = np.array([len(group) for group in groups], np.int64)
+    indices = np.array([index for group in groups for index in group], np.int64)
+    values = np.array([weight for group in weights for weight in group], np.float64)
+    return Combined(SparseWeights([compact(counts, indices, values)]), rows)
+
+
 class Combined:
     """The combinations of an anchors' matrix as a matrix (n_missing, d_source), made by slices."""
 

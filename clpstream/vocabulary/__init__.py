@@ -1,6 +1,19 @@
 """Tokenizer files -> what each token stands for, and what two vocabularies share."""
 
-from clpstream.vocabulary.overlap import Match, Overlap, match
-from clpstream.vocabulary.tokenizer import ROLES, Vocabulary, read_vocabulary
+from clpstream.vocabulary.classes import tokenizer_class
+from clpstream.vocabulary.overlap import MISSING, Match, Overlap, match
+from clpstream.vocabulary.split import Splitter
+from clpstream.vocabulary.tokenizer import ROLES, read_vocabulary
+from clpstream.vocabulary.tokens import Vocabulary
 
-__all__ = ["ROLES", "Match", "Overlap", "Vocabulary", "match", "read_vocabulary"]
+__all__ = [
+    "MISSING",
+    "ROLES",
+    "Match",
+    "Overlap",
+    "Splitter",
+    "Vocabulary",
+    "match",
+    "read_vocabulary",
+    "tokenizer_class",
+]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from clpstream.errors import VocabularyError
-from clpstream.vocabulary.pieces import is_byte_piece
-from clpstream.vocabulary.tokenizer import Vocabulary
+from clpstream.vocabulary.tokens import Vocabulary
 
-Match = Literal["bytes", "exact"]
+Match = Literal["bytes", "exact", "fuzzy"]
 MISSING, UNUSED = -1, -2
+Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -22,16 +23,28 @@ class Overlap:
     """For each target id its source id, or MISSING, or UNUSED where no token has the id.
 
     source_of: shape (target size,), int64.
-    rules: how many shared tokens each rule found: "role", "name", "bytes", "exact".
+    rules: how many shared tokens each rule found: "role", "name", "bytes", "exact", "fuzzy".
+    fuzzy: target ids of the shared tokens that the rule "fuzzy" found.
     """
 
-    source_of: npt.NDArray[np.int64]
+    source_of: Ids
     rules: Mapping[str, int]
+    fuzzy: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
-    def shared(self) -> npt.NDArray[np.int64]:
-        """Target ids of the tokens that both vocabularies have: the anchors."""
+    def shared(self) -> Ids:
+        """Target ids of the tokens that both vocabularies have: their rows are copied."""
         return np.flatnonzero(self.source_of >= 0)
+
+    @property
+    def anchors(self) -> Ids:
+        """Target ids of the shared tokens that missing ones are made from: all but fuzzy ones.
+
+        The helper's row of ' Haus' and the source's row of 'haus' are not two rows of one token.
+        Such pairs differ by case and space always in the same direction, and put one source row
+        under several helper rows; what is learned from pairs would learn that too.
+        """
+        return np.setdiff1d(self.shared, self.fuzzy, assume_unique=True)
 
     @property
     def is_missing(self) -> npt.NDArray[np.bool_]:
@@ -40,40 +53,52 @@ class Overlap:
         return missing
 
     @property
-    def missing(self) -> npt.NDArray[np.int64]:
+    def missing(self) -> Ids:
         """Target ids of the tokens that the source lacks."""
         return np.flatnonzero(self.is_missing)
 
     @property
-    def unused(self) -> npt.NDArray[np.int64]:
+    def unused(self) -> Ids:
         """Target ids that no token has."""
         return np.flatnonzero(self.source_of == UNUSED)
 
 
 def match(
-    source: Vocabulary, target: Vocabulary, rule: Match = "bytes", source_rows: int | None = None
+    source: Vocabulary,
+    target: Vocabulary,
+    rule: Match = "bytes",
+    source_rows: int | None = None,
+    mapped: Mapping[int, int] = MappingProxyType({}),
 ) -> Overlap:
     """Match two vocabularies.
 
     "bytes": special tokens by role, then by name; other tokens by the bytes they stand for. Among
-    source tokens with the same bytes, the one written the same way goes first, then a real piece
-    before a byte-fallback piece, then the lowest id.
+    source tokens with the same bytes, the one written the same way goes first, then an added token,
+    then a real piece before a byte-fallback piece, then the lowest id. A token that never comes up
+    in text, since an added token with the same bytes does, is matched only by one like it.
     "exact": plain equality of the strings, over all tokens, as in CLP-Transfer.
+    "fuzzy": as "bytes"; then tokens still missing match a token that differs in case, or in a
+    space at its beginning or else its end. One with the same case goes first, then one with the
+    same space, then the lowest id.
 
+    `mapped` goes before: source id, or MISSING, by target id.
     Source ids from `source_rows` on have no row, and match nothing. Raises VocabularyError if no
-    token is shared.
+    token is shared, fuzzy matches aside.
     """
     if rule not in get_args(Match):
         raise VocabularyError(f"match is {rule!r}; it can be {', '.join(get_args(Match))}")
     limit = source.size if source_rows is None else min(source.size, source_rows)
     names = {piece: token for token, piece in enumerate(source.pieces[:limit]) if piece is not None}
-    finder = _ByBytes(source, names, limit) if rule == "bytes" else _Exact(names)
+    finder = _Exact(names) if rule == "exact" else _ByBytes(source, target, names, limit)
     source_of = np.full(target.size, UNUSED, np.int64)
     counts: dict[str, int] = {}
     for token, piece in enumerate(target.pieces):
         if piece is None:
             continue
-        found, how = finder.find(target, token, piece)
+        if token in mapped:
+            found, how = mapped[token], "mapped"
+        else:
+            found, how = finder.find(token, piece)
         source_of[token] = found
         if found != MISSING:
             counts[how] = counts.get(how, 0) + 1
@@ -82,42 +107,49 @@ def match(
             f"{source.path} and {target.path} have no token in common: there is nothing to make "
             "rows from; check that both tokenizers are the right ones"
         )
-    return Overlap(source_of, counts)
+    if rule != "fuzzy":
+        return Overlap(source_of, counts)
+    left = np.flatnonzero(source_of == MISSING).tolist()
+    alike = _alike(source, target, [token for token in left if token not in mapped], limit)
+    fuzzy = np.array(sorted(alike), np.int64)
+    source_of[fuzzy] = [alike[token] for token in fuzzy.tolist()]
+    return Overlap(source_of, {**counts, "fuzzy": len(alike)}, fuzzy)
 
 
 class _Exact:
     def __init__(self, names: dict[str, int]) -> None:
         self._names = names
 
-    def find(self, target: Vocabulary, token: int, piece: str) -> tuple[int, str]:
+    def find(self, token: int, piece: str) -> tuple[int, str]:
         return self._names.get(piece, MISSING), "exact"
 
 
 class _ByBytes:
-    def __init__(self, source: Vocabulary, names: dict[str, int], limit: int) -> None:
+    def __init__(
+        self, source: Vocabulary, target: Vocabulary, names: dict[str, int], limit: int
+    ) -> None:
         self._source = source
+        self._target = target
         self._names = names
         self._roles = {role: token for role, token in source.roles.items() if token < limit}
-        self._by_text: dict[bytes, int] = {}
-        for token in range(limit - 1, -1, -1):  # so that the lowest id stays
-            text = source.text[token]
-            if text is None:
-                continue
-            rival = self._by_text.get(text)
-            if rival is None or not self._falls_back(token) or self._falls_back(rival):
-                self._by_text[text] = token
+        self._by_text = source.ids_by_text(limit)
+        self._hidden = {target.text[token] for token in target.added}
 
-    def find(self, target: Vocabulary, token: int, piece: str) -> tuple[int, str]:
-        text = target.text[token]
+    def find(self, token: int, piece: str) -> tuple[int, str]:
+        text = self._target.text[token]
         if text is None:
-            return self._find_special(target, token, piece)
+            return self._find_special(token, piece)
+        first = self._by_text.get(text, MISSING)
         same_name = self._names.get(piece, MISSING)
-        if same_name != MISSING and self._source.text[same_name] == text:
-            return same_name, "bytes"
-        return self._by_text.get(text, MISSING), "bytes"
+        if same_name == MISSING or self._source.text[same_name] != text:
+            return first, "bytes"
+        comes_up = text not in self._hidden or token in self._target.added
+        if comes_up and first in self._source.added:
+            return first, "bytes"
+        return same_name, "bytes"
 
-    def _find_special(self, target: Vocabulary, token: int, piece: str) -> tuple[int, str]:
-        for role, own in target.roles.items():
+    def _find_special(self, token: int, piece: str) -> tuple[int, str]:
+        for role, own in self._target.roles.items():
             if own == token and role in self._roles:
                 return self._roles[role], "role"
         same_name = self._names.get(piece, MISSING)
@@ -125,5 +157,43 @@ class _ByBytes:
             return same_name, "name"
         return MISSING, "name"
 
-    def _falls_back(self, token: int) -> bool:
-        return is_byte_piece(self._source.pieces[token] or "")
+
+def _alike(
+    source: Vocabulary, target: Vocabulary, missing: list[int], limit: int
+) -> dict[int, int]:
+    """Target id -> source id, for those of the missing tokens that one like them is found for."""
+    wanted = {token: word for token in missing if (word := _word(target, token)) is not None}
+    found: dict[str, list[int]] = {word.lower(): [] for word in wanted.values()}
+    words: dict[int, str] = {}
+    for token in range(limit):
+        word = _word(source, token)
+        if word is not None and word.lower() in found:
+            found[word.lower()].append(token)
+            words[token] = word
+
+    def difference(token: int, other: int) -> tuple[bool, bool, int]:
+        spaces = _has_space(target, token, wanted[token]) != _has_space(source, other, words[other])
+        return words[other] != wanted[token], spaces, other
+
+    return {
+        token: min(others, key=lambda other: difference(token, other))
+        for token, word in wanted.items()
+        if (others := found[word.lower()])
+    }
+
+
+def _word(vocabulary: Vocabulary, token: int) -> str | None:
+    """A token's text without a space before it, or else behind it; None if it is no whole text."""
+    text = vocabulary.text[token]
+    if text is None or vocabulary.falls_back(token):
+        return None
+    try:
+        whole = text.decode()
+    except UnicodeDecodeError:
+        return None
+    word = whole[1:] if whole.startswith(" ") else whole.removesuffix(" ")
+    return None if word.isspace() or not word else word
+
+
+def _has_space(vocabulary: Vocabulary, token: int, word: str) -> bool:
+    return len(vocabulary.text[token] or b"") > len(word.encode())

@@ -2,14 +2,14 @@
 
 Tokenizer families write the same bytes in different ways. The decoder of tokenizer.json says how
 to undo it, step by step; steps that depend on a token's place in the text (Fuse, Strip) don't
-change what a single piece stands for.
+change what a single piece stands for. Files without a decoder are described in the same way.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -20,6 +20,21 @@ BYTE_ALPHABET: dict[str, int] = {chr(byte): byte for byte in _VISIBLE} | {
     chr(256 + place): byte for place, byte in enumerate(_HIDDEN)
 }
 """The characters that byte-level BPE (GPT-2) writes for the 256 bytes."""
+
+_WRITTEN_AS = {byte: character for character, byte in BYTE_ALPHABET.items()}
+_NOT_A_BYTE = "\uffff"
+_BYTE_OF = dict.fromkeys(_HIDDEN, _NOT_A_BYTE) | {
+    ord(character): chr(byte) for character, byte in BYTE_ALPHABET.items()
+}
+_SPACE = _WRITTEN_AS[0x20]
+_ON_SPACES = ("Whitespace", "WhitespaceSplit", "BertPreTokenizer")
+
+BYTE_LEVEL: dict[str, Any] = {"decoder": {"type": "ByteLevel"}}
+SENTENCEPIECE: dict[str, Any] = {
+    "decoder": {"type": "Metaspace"},
+    "model": {"byte_fallback": True},
+}
+WORD_PIECE: dict[str, Any] = {"model": {"type": "WordPiece"}}
 
 Step = Callable[[str], "str | bytes"]
 
@@ -39,6 +54,32 @@ def piece_reader(tokenizer: dict[str, Any]) -> Callable[[str], bytes]:
     return read
 
 
+def describe_pieces(pieces: Collection[str], merged: bool) -> dict[str, Any]:
+    """How pieces without a tokenizer.json are written, as its parts; `merged`: by BPE.
+
+    The pieces themselves decide, since classes with one name differ in this and configs often lack
+    the class: `▁` is sentencepiece's; the byte alphabet is told by its space in a vocabulary that
+    has hardly a character outside it; BPE that marks the ends of words does so in very many pieces.
+    """
+    few, many = len(pieces) // 100, len(pieces) // 10
+    if sum("▁" in piece for piece in pieces) > few:
+        return SENTENCEPIECE
+    model: dict[str, Any] = {"type": "BPE" if merged else "WordLevel"}
+    if merged and sum(piece.endswith("</w>") for piece in pieces) > many:
+        model["end_of_word_suffix"] = "</w>"
+    foreign = sum(not all(character in BYTE_ALPHABET for character in piece) for piece in pieces)
+    if foreign <= few and any(_SPACE in piece for piece in pieces):
+        return {**BYTE_LEVEL, "model": model}
+    if merged and sum(piece.endswith("@@") for piece in pieces) > many:
+        return {"decoder": {"type": "ContinuedBPE", "suffix": "@@"}}
+    return {"pre_tokenizer": {"type": "Whitespace"}, "model": model}
+
+
+def byte_level(text: bytes) -> str:
+    """Bytes as GPT-2 writes them: the spelling of pieces whose file gives the bytes alone."""
+    return text.decode("latin-1").translate(_WRITTEN_AS)
+
+
 def is_byte_piece(piece: str) -> bool:
     """Whether a piece is written as a single byte, `<0x0A>`, for byte fallback."""
     return _BYTE_PIECE.fullmatch(piece) is not None
@@ -48,12 +89,19 @@ def _decoders(tokenizer: dict[str, Any]) -> list[dict[str, Any]]:
     """The decoder's parts; where it has none, what the other parts of the pipeline imply."""
     parts = _flatten(tokenizer.get("decoder"), "decoders")
     model = tokenizer["model"] if isinstance(tokenizer.get("model"), dict) else {}
+    prefix, suffix = model.get("continuing_subword_prefix"), model.get("end_of_word_suffix")
     if not parts:
         parts = _flatten(tokenizer.get("pre_tokenizer"), "pretokenizers")
-        if model.get("type") == "WordPiece":
-            parts = [{"type": "WordPiece", "prefix": model.get("continuing_subword_prefix")}]
-        elif model.get("end_of_word_suffix"):
-            parts.append({"type": "BPEDecoder", "suffix": model["end_of_word_suffix"]})
+        kinds = [part.get("type") for part in parts]
+        if model.get("type") == "WordPiece" or (model.get("type") == "BPE" and prefix):
+            parts = [{"type": "WordPiece", "prefix": prefix}]
+        elif model.get("type") == "WordLevel" and any(kind in _ON_SPACES for kind in kinds):
+            parts = [{"type": "WordLevel"}]
+    if suffix and any(part.get("type") == "ByteLevel" for part in parts):
+        # CLIP: transformers turns the suffix into a space after the decoder, not tokenizers in it
+        parts = [{"type": "Replace", "pattern": {"String": suffix}, "content": _SPACE}, *parts]
+    elif suffix and not any(part.get("type") == "BPEDecoder" for part in parts):
+        parts.append({"type": "BPEDecoder", "suffix": suffix})
     if model.get("byte_fallback"):
         parts.append({"type": "ByteFallback"})
     return parts
@@ -88,18 +136,23 @@ def _step(part: dict[str, Any]) -> Step | None:
     if kind == "WordPiece":
         prefix = setting("prefix", "##")
         return lambda piece: _word_piece(piece, prefix)
+    if kind == "WordLevel":
+        return _begins_a_word
     if kind == "BPEDecoder":
         suffix = setting("suffix", "</w>")
         return lambda piece: piece.replace(suffix, " ")
+    if kind == "ContinuedBPE":
+        mark = setting("suffix", "@@")
+        return lambda piece: piece.removesuffix(mark) if piece.endswith(mark) else piece + " "
     return None
 
 
 def _byte_level(piece: str) -> str | bytes:
     """A piece with a character outside the alphabet was added as plain text."""
-    values = [BYTE_ALPHABET.get(character) for character in piece]
-    if any(value is None for value in values):
+    try:
+        return piece.translate(_BYTE_OF).encode("latin-1")
+    except UnicodeEncodeError:
         return piece
-    return bytes(value for value in values if value is not None)
 
 
 def _byte_fallback(piece: str) -> str | bytes:
@@ -108,12 +161,16 @@ def _byte_fallback(piece: str) -> str | bytes:
 
 
 def _word_piece(piece: str, prefix: str) -> str:
-    """A piece without the prefix begins a word, which a space stands before.
+    if piece.startswith(prefix) and len(piece) > len(prefix):
+        return piece[len(prefix) :]
+    return _begins_a_word(piece)
+
+
+def _begins_a_word(piece: str) -> str:
+    """A piece that begins a word, which a space stands before.
 
     Not so for characters that BERT's pre-tokenizer makes a word each, wherever they stand.
     """
-    if piece.startswith(prefix) and len(piece) > len(prefix):
-        return piece[len(prefix) :]
     return piece if all(_is_a_word(character) for character in piece) else " " + piece
 
 

@@ -2,143 +2,168 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clpstream.errors import VocabularyError
-from clpstream.inputs import read_json, read_json_if_there
-from clpstream.vocabulary.pieces import piece_reader
+from clpstream.inputs import read_json_if_there
+from clpstream.vocabulary.files import find_tokenizer, is_id
+from clpstream.vocabulary.tokens import Vocabulary
 
-TOKENIZER_FILE = "tokenizer.json"
 MAX_IDS = 1 << 24
 """More ids than any vocabulary has: rows are made for every id up to the largest."""
 ROLES = ("eos", "bos", "pad", "unk", "cls", "sep", "mask")
 """In the order in which a token with several roles is matched: generation has to stop."""
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The tokens of a tokenizer, by id.
-
-    pieces: the token as the tokenizer writes it; None where no token has the id.
-    text: the bytes that the token stands for; None for special tokens, which stand for no text.
-    roles: ids of the special tokens that have a role (see ROLES).
-    absent: roles whose token tokenizer_config.json names but no file gives an id.
-    """
-
-    path: Path
-    pieces: tuple[str | None, ...]
-    text: tuple[bytes | None, ...]
-    roles: Mapping[str, int]
-    absent: Mapping[str, str]
-
-    @property
-    def size(self) -> int:
-        """The largest id + 1: the rows that a vocabulary tensor needs."""
-        return len(self.pieces)
-
-    def __len__(self) -> int:
-        """How many tokens there are; fewer than `size` if there are ids without one."""
-        return sum(piece is not None for piece in self.pieces)
-
-    def describe(self, token: int) -> str:
-        """The token for people: what it stands for, or its name if it is special."""
-        text = self.text[token]
-        if text is None:
-            return str(self.pieces[token])
-        try:
-            return repr(text.decode())
-        except UnicodeDecodeError:  # a part of a character
-            return "".join(f"<0x{byte:02X}>" for byte in text)
+_USUAL_NAMES = {
+    "eos": ("</s>", "<eos>", "<|endoftext|>"),
+    "bos": ("<s>", "<bos>", "<|startoftext|>", "<|endoftext|>"),
+    "pad": ("<pad>", "[PAD]"),
+    "unk": ("<unk>", "[UNK]"),
+    "cls": ("[CLS]",),
+    "sep": ("[SEP]",),
+    "mask": ("<mask>", "[MASK]"),
+}
+"""By role: what tokenizer classes take by default, for files that don't say what is special."""
+_NAMED = 5
 
 
 def read_vocabulary(directory: str | Path) -> Vocabulary:
-    """Read tokenizer.json and what the files beside it say about special tokens.
+    """Read a tokenizer's file and what the files beside it say about special and added tokens.
 
-    Raises VocabularyError if there is no tokenizer.json or it has no vocabulary, CheckpointError
-    if a file can't be read.
+    Of several files the one is read that transformers would take, tokenizer.json first. Raises
+    VocabularyError if there is none or it has no vocabulary, CheckpointError if a JSON file can't
+    be read.
     """
     directory = Path(directory)
-    path = directory / TOKENIZER_FILE
-    if not path.exists():
-        raise VocabularyError(
-            f"{directory}: no tokenizer in it ({TOKENIZER_FILE}); where there is another tokenizer "
-            "file, load it with transformers' AutoTokenizer and save_pretrained it here"
-        )
-    tokenizer = read_json(path)
+    path, read = find_tokenizer(directory)
     settings = read_json_if_there(directory / "tokenizer_config.json")
-    own = _model_ids(path, tokenizer)
-    ids = dict(own)
-    added = _added_tokens(directory, tokenizer, settings)
-    ids.update({piece: token for piece, (token, _) in added.items()})
     config = read_json_if_there(directory / "config.json")
-    named = {**read_json_if_there(directory / "special_tokens_map.json"), **settings}
-    if max(ids.values()) >= MAX_IDS:
-        raise VocabularyError(f"{path}: token id {max(ids.values())} can't be real; check the file")
-    special = {token for token, is_special in added.values() if is_special}
-    roles, absent = _roles(ids, named, config, special)
-    special.update(token for role, token in roles.items() if role != "pad")  # pad may be any text
-    read = piece_reader(tokenizer)
-    pieces: list[str | None] = [None] * (max(ids.values()) + 1)
-    text: list[bytes | None] = [None] * len(pieces)
-    for piece, token in ids.items():
-        pieces[token] = piece
-        if token in special:
-            text[token] = None
-        elif piece in added and piece not in own:  # matched in the text as it is
-            text[token] = piece.encode("utf-8", "surrogatepass")
-        else:
-            text[token] = read(piece)
-    return Vocabulary(path, tuple(pieces), tuple(text), roles, absent)
-
-
-def _model_ids(path: Path, tokenizer: dict[str, Any]) -> dict[str, int]:
-    model = tokenizer.get("model")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(vocabulary, dict) and all(_is_id(token) for token in vocabulary.values()):
-        ids: dict[str, int] = vocabulary
-    elif isinstance(vocabulary, list) and all(
-        isinstance(entry, list) and entry and isinstance(entry[0], str) for entry in vocabulary
-    ):  # Unigram: [piece, log probability], whose place is its id
-        ids = {entry[0]: token for token, entry in enumerate(vocabulary)}
-    else:
-        raise VocabularyError(
-            f"{path}: it has no vocabulary under 'model'; check that it is a tokenizer of the "
-            "tokenizers library"
-        )
-    if not ids:
+    listed = read(path, {**config, **settings})
+    found = {**_added_tokens(directory, settings), **(listed.added or {})}
+    own = _Tokens.of(listed.tokens)
+    added = _Tokens.of((piece, token) for piece, (token, _) in found.items())
+    if not own.pieces:
         raise VocabularyError(f"{path}: its vocabulary is empty; check the file")
-    return ids
+    ids, by_id = own.ids | added.ids, own.pieces | added.pieces
+    if max(by_id) >= MAX_IDS:
+        raise VocabularyError(f"{path}: token id {max(by_id)} can't be real; check the file")
+    named = {**read_json_if_there(directory / "special_tokens_map.json"), **settings}
+    special = listed.special | _special(named, found, own, added)
+    roles, absent = _roles(ids, named, config, special, {} if listed.flagged else _USUAL_NAMES)
+    special |= {token for role, token in roles.items() if role != "pad"}  # pad may be any text
+    plain = frozenset(
+        token
+        for token, piece in added.pieces.items()
+        if token not in special and own.pieces.get(token) != piece
+    )
+
+    def text(token: int, piece: str | None) -> bytes | None:
+        if piece is None or token in special:
+            return None
+        return piece.encode("utf-8", "surrogatepass") if token in plain else listed.read(piece)
+
+    pieces = tuple(by_id.get(token) for token in range(max(by_id) + 1))
+    return Vocabulary(
+        path=path,
+        kind=listed.kind,
+        pieces=pieces,
+        text=tuple(text(token, piece) for token, piece in enumerate(pieces)),
+        roles=roles,
+        absent=absent,
+        added=plain,
+        notes=tuple(_notes(path, named, own, added)),
+    )
 
 
-def _added_tokens(
-    directory: Path, tokenizer: dict[str, Any], settings: dict[str, Any]
-) -> dict[str, tuple[int, bool]]:
-    """Piece -> (id, special) of the tokens added to the model's vocabulary, from any file."""
+@dataclass(frozen=True)
+class _Tokens:
+    """Tokens by id and by piece, for one piece can have several ids: the last is what is used.
+
+    clashes: the pieces that have one id, where there are several.
+    """
+
+    pieces: dict[int, str]
+    ids: dict[str, int]
+    clashes: dict[int, tuple[str, ...]]
+
+    @staticmethod
+    def of(tokens: Iterable[tuple[str, int]]) -> _Tokens:
+        pieces: dict[int, str] = {}
+        ids: dict[str, int] = {}
+        clashes: dict[int, tuple[str, ...]] = {}
+        for piece, token in tokens:
+            other = pieces.setdefault(token, piece)
+            if other != piece:
+                clashes[token] = (*clashes.get(token, (other,)), piece)
+                pieces[token] = piece
+            ids[piece] = token
+        return _Tokens(pieces, ids, clashes)
+
+
+def _added_tokens(directory: Path, settings: dict[str, Any]) -> dict[str, tuple[int, bool]]:
+    """Piece -> (id, special) of the tokens that the files beside the tokenizer add to it."""
     found: dict[str, tuple[int, bool]] = {}
     for piece, token in read_json_if_there(directory / "added_tokens.json").items():
-        if _is_id(token):
+        if is_id(token):
             found[piece] = (token, False)
-    listed = [
-        {**entry, "id": int(token)}
-        for token, entry in _as(dict, settings.get("added_tokens_decoder")).items()
-        if isinstance(entry, dict) and token.isdecimal()
-    ]
-    for entry in (*listed, *_as(list, tokenizer.get("added_tokens"))):
-        if isinstance(entry, dict) and _is_id(entry.get("id")) and "content" in entry:
-            found[str(entry["content"])] = (entry["id"], bool(entry.get("special")))
+    for token, entry in _as(dict, settings.get("added_tokens_decoder")).items():
+        if isinstance(entry, dict) and token.isdecimal() and "content" in entry:
+            found[str(entry["content"])] = (int(token), bool(entry.get("special")))
     return found
 
 
+def _special(
+    named: dict[str, Any], found: Mapping[str, tuple[int, bool]], own: _Tokens, added: _Tokens
+) -> set[int]:
+    """Ids of the tokens that are flagged as special, or listed as such beside the roles."""
+    pieces = {piece for piece, (_, is_special) in found.items() if is_special}
+    pieces.update(_listed_special(named))
+    return {ids[piece] for ids in (own.ids, added.ids) for piece in pieces if piece in ids}
+
+
+def _listed_special(named: dict[str, Any]) -> list[str]:
+    pieces = []
+    for key in ("additional_special_tokens", "extra_special_tokens"):  # since transformers 5
+        entries = named.get(key)
+        for entry in entries.values() if isinstance(entries, dict) else _as(list, entries):
+            piece = entry.get("content") if isinstance(entry, dict) else entry
+            pieces += [piece] if isinstance(piece, str) else []
+    return pieces
+
+
+def _notes(path: Path, named: dict[str, Any], own: _Tokens, added: _Tokens) -> list[str]:
+    notes = []
+    taken = {
+        token: (piece, added.pieces[token])
+        for token, piece in own.pieces.items()
+        if added.pieces.get(token, piece) != piece
+    }
+    for token, pieces in {**own.clashes, **added.clashes, **taken}.items():
+        names = " and ".join(map(repr, pieces))
+        notes.append(f"{path}: {names} have one id, {token}, and so one row")
+    nowhere = [piece for piece in _listed_special(named) if piece not in own.ids | added.ids]
+    if nowhere:
+        some = ", ".join(map(repr, nowhere[:_NAMED])) + (", ..." if len(nowhere) > _NAMED else "")
+        notes.append(
+            f"{path}: no file gives an id to the special tokens {some}; transformers gives them "
+            "ids without a row"
+        )
+    return notes
+
+
 def _roles(
-    ids: dict[str, int], named: dict[str, Any], config: dict[str, Any], special: set[int]
+    ids: dict[str, int],
+    named: dict[str, Any],
+    config: dict[str, Any],
+    special: Set[int],
+    usual: Mapping[str, tuple[str, ...]],
 ) -> tuple[dict[str, int], dict[str, str]]:
     """Ids by role: the tokenizer's files by the token's text, else config.json by its id.
 
     An id of config.json counts only for a special token: configs often hold the defaults of their
-    class, which are somebody else's ids.
+    class, which are somebody else's ids. Roles that no file mentions go to the usual names.
     """
     roles: dict[str, int] = {}
     absent: dict[str, str] = {}
@@ -146,12 +171,15 @@ def _roles(
         entry = named.get(f"{role}_token")
         piece = entry.get("content") if isinstance(entry, dict) else entry
         token = _first_id(config, f"{role}_token_id")
+        candidates = [name for name in usual.get(role, ()) if name in ids]
         if isinstance(piece, str) and piece in ids:
             roles[role] = ids[piece]
         elif isinstance(piece, str):
             absent[role] = piece
-        elif token is not None and token in special:
+        elif token is not None and (token in special or token in roles.values()):
             roles[role] = token
+        elif candidates and f"{role}_token" not in named:
+            roles[role] = ids[candidates[0]]
     return roles, absent
 
 
@@ -159,14 +187,10 @@ def _first_id(config: dict[str, Any], key: str) -> int | None:
     for level in (config, config.get("text_config")):
         value = level.get(key) if isinstance(level, dict) else None
         for token in value if isinstance(value, list) else [value]:
-            if isinstance(token, int) and _is_id(token):
+            if isinstance(token, int) and is_id(token):
                 return token
     return None
 
 
 def _as(kind: type, value: Any) -> Any:
     return value if isinstance(value, kind) else kind()
-
-
-def _is_id(value: Any) -> bool:
-    return type(value) is int and value >= 0

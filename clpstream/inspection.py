@@ -1,0 +1,182 @@
+"""What a model directory is, and what would stop a conversion with it: from headers alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, TypeVar
+
+from clpstream.checkpoint import (
+    VOCABULARY_SIZE,
+    Checkpoint,
+    VocabularyTensor,
+    find_vocabulary_tensors,
+    input_embeddings,
+    is_tied,
+    open_checkpoint,
+    same_bytes,
+)
+from clpstream.errors import ClpstreamError
+from clpstream.hub import local_directory, model_name
+from clpstream.plan import check_helper
+from clpstream.progress import Progress
+from clpstream.vocabulary import Vocabulary, read_vocabulary
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class InspectedTensor:
+    """A vocabulary tensor. why: what tells that it is one. same_as: one with the same bytes."""
+
+    name: str
+    role: str
+    why: str
+    dtype: str
+    shape: tuple[int, ...]
+    same_as: str | None
+
+
+@dataclass(frozen=True)
+class InspectedTokenizer:
+    """A tokenizer. file: the one read. size: its largest id + 1. special: tokens that stand for no
+    text, by id. roles: ids by role."""
+
+    file: str
+    kind: str
+    tokens: int
+    size: int
+    special: Mapping[int, str]
+    roles: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A model directory, as far as headers and small files tell.
+
+    bytes: of its shards. dtypes: elements by dtype. quantisation: its method, of config.json.
+    tied: whether the head is the input embeddings; None if there are no vocabulary tensors.
+    config_sizes: the sizes of vocabularies in config.json, by key.
+    as_source, as_helper: what would stop a conversion; None if nothing would.
+    """
+
+    model: str
+    model_type: str | None
+    architectures: tuple[str, ...]
+    parameters: int
+    bytes: int
+    shards: int
+    dtypes: Mapping[str, int]
+    quantisation: str | None
+    vocabulary_tensors: tuple[InspectedTensor, ...]
+    tied: bool | None
+    config_sizes: Mapping[str, int]
+    tokenizer: InspectedTokenizer | None
+    as_source: str | None
+    as_helper: str | None
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The inspection as JSON values."""
+        return asdict(self)
+
+
+def inspect(model: str | Path, progress: Progress | None = None) -> Inspection:
+    """Look at a model: a directory, or as str the id of a model on the Hub.
+
+    Raises CheckpointError if it can't be opened at all; what else is wrong is in the result.
+    """
+    checkpoint = open_checkpoint(local_directory(model, "source", progress or Progress()))
+    tensors, no_tensors = _attempt(lambda: find_vocabulary_tensors(checkpoint))
+    table, no_table = _attempt(lambda: input_embeddings(checkpoint))
+    vocabulary, no_vocabulary = _attempt(lambda: read_vocabulary(checkpoint.directory))
+    behind = None
+    if table is not None and vocabulary is not None:
+        _, behind = _attempt(lambda: check_helper(table, vocabulary))
+    no_config = None if checkpoint.config else "no config.json in it; the target needs one"
+    config = checkpoint.config
+    quantisation = config.get("quantization_config")
+    dtypes: Counter[str] = Counter()
+    for span in checkpoint.tensors:
+        dtypes[span.dtype] += prod(span.shape)
+    return Inspection(
+        model=model_name(checkpoint.directory),
+        model_type=config.get("model_type"),
+        architectures=tuple(map(str, config.get("architectures") or ())),
+        parameters=dtypes.total(),
+        bytes=sum(shard.size for shard in checkpoint.shards),
+        shards=len(checkpoint.shards),
+        dtypes=dict(dtypes.most_common()),
+        quantisation=quantisation.get("quant_method") if isinstance(quantisation, dict) else None,
+        vocabulary_tensors=_inspected(tensors or ()),
+        tied=None if tensors is None else is_tied(tensors),
+        config_sizes=_sizes(config),
+        tokenizer=None if vocabulary is None else _tokenizer(vocabulary),
+        as_source=no_config or no_tensors or no_vocabulary,
+        as_helper=no_table or no_vocabulary or behind,
+        warnings=() if vocabulary is None else _warnings(checkpoint, tensors or (), vocabulary),
+    )
+
+
+def _attempt(step: Callable[[], Found]) -> tuple[Found | None, str | None]:
+    try:
+        return step(), None
+    except ClpstreamError as error:
+        return None, str(error)
+
+
+def _inspected(tensors: tuple[VocabularyTensor, ...]) -> tuple[InspectedTensor, ...]:
+    return tuple(
+        InspectedTensor(
+            tensor.name,
+            tensor.role,
+            tensor.why,
+            tensor.span.dtype,
+            tensor.span.shape,
+            next((t.name for t in tensors[:place] if same_bytes(t, tensor)), None),
+        )
+        for place, tensor in enumerate(tensors)
+    )
+
+
+def _sizes(config: Mapping[str, Any], prefix: str = "") -> dict[str, int]:
+    found: dict[str, int] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found |= _sizes(value, f"{prefix}{key}.")
+        elif VOCABULARY_SIZE.fullmatch(key) and type(value) is int:
+            found[prefix + key] = value
+    return found
+
+
+def _tokenizer(vocabulary: Vocabulary) -> InspectedTokenizer:
+    special = (t for t, text in enumerate(vocabulary.text) if text is None)
+    return InspectedTokenizer(
+        file=vocabulary.path.name,
+        kind=vocabulary.kind,
+        tokens=len(vocabulary),
+        size=vocabulary.size,
+        special={t: vocabulary.describe(t) for t in special if vocabulary.pieces[t] is not None},
+        roles=vocabulary.roles,
+    )
+
+
+def _warnings(
+    checkpoint: Checkpoint, tensors: tuple[VocabularyTensor, ...], vocabulary: Vocabulary
+) -> tuple[str, ...]:
+    found = list(vocabulary.notes)
+    rows = min((tensor.rows for tensor in tensors), default=vocabulary.size)
+    if vocabulary.size > rows:
+        found.append(
+            f"token ids from {rows} to {vocabulary.size - 1} have no row; as a source, they are "
+            "not shared"
+        )
+    flag = checkpoint.config.get("tie_word_embeddings")
+    if tensors and isinstance(flag, bool) and flag != is_tied(tensors):
+        found.append(
+            f"config.json says tie_word_embeddings {str(flag).lower()}, the tensors say otherwise"
+        )
+    return tuple(found)

@@ -1,0 +1,159 @@
+"""Where each row of the target comes from: known from the vocabularies alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+import numpy.typing as npt
+
+from clpstream.errors import VocabularyError
+from clpstream.vocabulary import MISSING, Match, Splitter, Vocabulary, match
+
+Ids = npt.NDArray[np.int64]
+NO_ROW = -1
+
+
+@dataclass(frozen=True)
+class Origins:
+    """The target's rows by token id; every id is in one of these.
+
+    copied: (rows,) the source row that is copied bit for bit, or NO_ROW.
+    combined, helper_rows: tokens whose rows the method makes, and their rows in the helper.
+    pieces: tokens whose rows are made from those of several source tokens.
+    unknown: tokens that nothing is known about: the anchors' mean row.
+    idle: ids that no token has, gaps and padding: like the source's own.
+    anchors, anchor_rows: rows in the source, and in the helper, of the tokens that both have.
+    rules: how many tokens are copied, by the rule that found their source row.
+    """
+
+    copied: Ids
+    combined: Ids
+    helper_rows: Ids
+    pieces: Mapping[int, tuple[int, ...]]
+    unknown: Ids
+    idle: Ids
+    anchors: Ids
+    anchor_rows: Ids
+    rules: Mapping[str, int]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the target's vocabulary tensors."""
+        return len(self.copied)
+
+    @property
+    def shared(self) -> Ids:
+        """Tokens whose rows are copied."""
+        return np.flatnonzero(self.copied != NO_ROW)
+
+
+def find_origins(
+    source: Vocabulary,
+    helper: Vocabulary,
+    target: Vocabulary,
+    *,
+    source_rows: int,
+    helper_rows: int,
+    rule: Match = "bytes",
+    mapped: Mapping[str, str] | None = None,
+    multiple_of: int = 1,
+) -> Origins:
+    """Find the origin of every row.
+
+    A token of the target that the source has is copied; else, if the helper has it, combined; else
+    made from the source tokens that it splits into. `mapped` goes before: target token -> source
+    token, or text that the source splits. `target` may be `helper` itself.
+
+    source_rows, helper_rows: rows of the embeddings; ids from there on have none.
+    multiple_of: what the number of rows is rounded up to.
+    Raises VocabularyError if source and helper share no token, or a mapped token is not there.
+    """
+    split = Splitter(source, source_rows)
+    wanted = {
+        _target_token(target, text): _source_tokens(source, split, source_rows, by)
+        for text, by in (mapped or {}).items()
+    }
+    pieces = {token: found for token, found in wanted.items() if len(found) > 1}
+    fixed = {token: MISSING if token in pieces else found[0] for token, found in wanted.items()}
+    shared = match(source, target, rule, source_rows, fixed)
+    own = helper is target
+    anchors = shared if own else match(source, helper, rule, source_rows)
+    anchor_rows = anchors.anchors[anchors.anchors < helper_rows]
+
+    helper_of = (
+        np.arange(target.size)
+        if own
+        else match(helper, target, _strict(rule), helper_rows).source_of
+    )
+    helper_of = np.where(helper_of < helper_rows, helper_of, MISSING)
+    missing = [token for token in shared.missing.tolist() if token not in pieces]
+    combined = [token for token in missing if helper_of[token] >= 0]
+    unknown = []
+    for token in missing:
+        if helper_of[token] < 0:
+            found = split(_text(target, token))
+            if found is None:
+                unknown.append(token)
+            else:
+                pieces[token] = tuple(found)
+    rows = ceil(target.size / multiple_of) * multiple_of
+    copied = np.full(rows, NO_ROW)
+    copied[shared.shared] = shared.source_of[shared.shared]
+    return Origins(
+        copied=copied,
+        combined=np.array(combined, np.int64),
+        helper_rows=helper_of[combined],
+        pieces=dict(sorted(pieces.items())),
+        unknown=np.array(unknown, np.int64),
+        idle=np.concatenate([shared.unused, np.arange(target.size, rows)]),
+        anchors=anchors.source_of[anchor_rows],
+        anchor_rows=anchor_rows,
+        rules=shared.rules,
+    )
+
+
+def _strict(rule: Match) -> Match:
+    """The rule for a token's row in the helper: near is near enough for a copy only."""
+    return "bytes" if rule == "fuzzy" else rule
+
+
+def _target_token(target: Vocabulary, text: str) -> int:
+    token = _token(target, text)
+    if token is None:
+        raise VocabularyError(
+            f"{target.path}: it has no token {text!r}, for which a source token was given; check "
+            "how it is written"
+        )
+    return token
+
+
+def _source_tokens(source: Vocabulary, split: Splitter, limit: int, text: str) -> tuple[int, ...]:
+    """The token that `text` is, or those that it splits into."""
+    token = _token(source, text)
+    if token is not None and token < limit:
+        return (token,)
+    found = split(text.encode(), space_before=True)
+    if not found:
+        raise VocabularyError(
+            f"{source.path}: {text!r} is no token of it, and can't be split into its tokens; give "
+            "another text for the target's token"
+        )
+    return tuple(found)
+
+
+def _token(vocabulary: Vocabulary, text: str) -> int | None:
+    """The token that is written as `text`, or stands for it."""
+    columns = (
+        (vocabulary.pieces, text),
+        (vocabulary.text, text.encode("utf-8", "surrogateescape")),
+    )
+    return next((column.index(value) for column, value in columns if value in column), None)
+
+
+def _text(vocabulary: Vocabulary, token: int) -> bytes:
+    """What a token stands for; of a special token, its name."""
+    text = vocabulary.text[token]
+    return str(vocabulary.pieces[token]).encode("utf-8", "replace") if text is None else text
