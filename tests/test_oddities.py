@@ -177,24 +177,30 @@ def test_rows_after_the_vocabulary_stay_after_it(tmp_path: Path) -> None:
     assert read_json(target / "config.json")["text_config"]["vocab_size"] == TARGET_ROWS
 
 
-def test_per_layer_embeddings_of_fewer_tokens_grow_to_all(tmp_path: Path) -> None:
-    """Gemma3n has none for its last tokens; any token of the target may need one."""
-    prefix, rows = "model.language_model.", ROWS - 4
+def test_every_token_has_per_layer_embeddings_and_images_stay_behind_them(tmp_path: Path) -> None:
+    """Gemma3n has none for its last ids, which stand for images and sound, not for text."""
+    prefix = "model.language_model."
     embeddings, layers = prefix + "embed_tokens.weight", prefix + "embed_tokens_per_layer.weight"
-    before = {embeddings: random_rows(ROWS, WIDTH, 1), layers: random_rows(rows, 6, 2)}
-    text = {"vocab_size": ROWS, "vocab_size_per_layer_input": rows}
-    source, helper, target = write(tmp_path, before, {"model_type": "gemma3n", "text_config": text})
+    before = {embeddings: random_rows(ROWS + 4, WIDTH, 1), layers: random_rows(ROWS, 6, 2)}
+    config = {
+        "model_type": "gemma3n",
+        "image_token_id": ROWS + 1,
+        "text_config": {"vocab_size": ROWS + 4, "vocab_size_per_layer_input": ROWS},
+        "vision_config": {"vocab_size": 2, "vocab_offset": ROWS},
+        "audio_config": {"vocab_size": 2, "vocab_offset": ROWS + 2},
+    }
+    source, helper, target = write(tmp_path, before, config)
     clpstream.convert(source, helper, target)
     after = read_tensors(target)
-    check_rows(before[embeddings], after[embeddings])
-    assert after[layers].shape == (TARGET_ROWS, 6)
-    assert np.isfinite(after[layers]).all()
-    for word in SHARED:
-        if SOURCE_IDS[word] < rows:
-            old, new = before[layers][SOURCE_IDS[word]], after[layers][TARGET_IDS[word]]
-            assert np.array_equal(new, old)
-    text = read_json(target / "config.json")["text_config"]
-    assert (text["vocab_size"], text["vocab_size_per_layer_input"]) == (TARGET_ROWS, TARGET_ROWS)
+    check_rows(before[embeddings][:ROWS], after[embeddings][:TARGET_ROWS])
+    assert np.array_equal(after[embeddings][TARGET_ROWS:], before[embeddings][ROWS:])
+    check_rows(before[layers], after[layers])
+    made = read_json(target / "config.json")
+    assert made["text_config"]["vocab_size"] == TARGET_ROWS + 4
+    assert made["text_config"]["vocab_size_per_layer_input"] == TARGET_ROWS
+    assert made["vision_config"] == {"vocab_size": 2, "vocab_offset": TARGET_ROWS}
+    assert made["audio_config"] == {"vocab_size": 2, "vocab_offset": TARGET_ROWS + 2}
+    assert made["image_token_id"] == TARGET_ROWS + 1
 
 
 def test_two_tables_for_one_vocabulary_are_refused(tmp_path: Path) -> None:
