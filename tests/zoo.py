@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,8 +137,8 @@ SMALL: dict[str, Any] = {
     "time_step_rank": 4, "chunk_size": 16, "mamba_chunk_size": 16, "mamba_d_ssm": 64,
     # experts
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4,
-    "num_experts_per_tok": 2, "moe_topk": 2, "moe_k": 2, "n_group": 1, "num_expert_group": 1, "topk_group": 1,
-    "num_experts_per_token": 2,
+    "num_experts_per_tok": 2, "moe_topk": 2, "moe_k": 2, "n_group": 1, "topk_group": 1,
+    "num_expert_group": 1, "num_experts_per_token": 2,
     "n_shared_experts": 1, "num_shared_experts": 1, "moe_num_shared_experts": 1,
     # positions
     "max_position_embeddings": 64, "n_positions": 64, "max_source_positions": 32,
@@ -152,9 +152,11 @@ SMALL: dict[str, Any] = {
 """What a setting of this name becomes, where it is not None."""
 
 VOCABULARY_KEYS = ("vocab_size", "vocab_size_per_layer_input", "n_words", "text_vocab_size",
-                   "src_vocab_size", "tgt_vocab_size", "decoder_vocab_size", "unpadded_vocab_size")  # fmt: skip
+                   "src_vocab_size", "tgt_vocab_size", "decoder_vocab_size",
+                   "unpadded_vocab_size")  # fmt: skip
 NOT_TEXT = re.compile(
-    "vision|audio|image_config|codebook|depth|talker|qformer|protein|projector|code_predictor|word_timestamp"
+    "vision|audio|image_config|codebook|depth|talker|qformer|protein|projector|code_predictor|"
+    "word_timestamp"
 )
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "depth")
@@ -214,7 +216,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "chameleon": {"vocabulary_map": {"<image>": 300, "IMGIMGAZ": 301}},
     "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": ROPE}}},
     "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE}},
-    "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}, "ffn_config": {"hidden_size": 32}},
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0},
+             "ffn_config": {"hidden_size": 32}},
     "deepseek_ocr2": {
         "text_config": {"mlp_layer_types": ["dense", "sparse"], "num_experts_per_tok": 2},
         "vision_config": {"sam_config": SAM},
@@ -239,7 +242,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": 8}},
     "glm5_next": {"text_config": MHA | {"index_kpool": 2, "qk_rope_head_dim": 0}},
-    "granite4_vision": {"deepstack_layer_map": [[-1, 0]], "downsample_rate": "1/2", "vision_config": {"hidden_size": 64}},
+    "granite4_vision": {"deepstack_layer_map": [[-1, 0]], "downsample_rate": "1/2",
+                        "vision_config": {"hidden_size": 64}},
     "janus": {"vq_config": {"num_embeddings": 16, "base_channels": 32,
                             "channel_multiplier": [1, 1], "latent_channels": 32}},
     "kyutai_speech_to_text": {"codec_config": {"upsample_groups": 32}, "num_codebooks": 2,
@@ -249,7 +253,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "mistral_large4": {"text_config": {"kv_source_layers": [0, 1]}},
     "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
     "moonshine_streaming": {"num_key_value_heads": 4, "encoder_config": MHA},
-    "nemo_speechlm": {"audio_config": {"asr_config": MHA, "diarization_config": {"audio_config": MHA}},
+    "nemo_speechlm": {"audio_config": {"asr_config": MHA,
+                                       "diarization_config": {"audio_config": MHA}},
                       "word_timestamp_config": MHA | {"blank_token_id": 63}},
     "neomme": {"rope_parameters": {
         kind: ROPE | {"partial_rotary_factor": 0.5}
@@ -264,7 +269,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "qwen3_omni_moe": {"talker_config": {
         "spatial_merge_size": 2, "text_config": {"shared_expert_intermediate_size": 24}}},
-    "qwen4_exp": {"text_config": {"use_cache": False, "layer_types": ["linear_attention", "linear_attention"]}},
+    "qwen4_exp": {"text_config": {"use_cache": False,
+                                  "layer_types": ["linear_attention", "linear_attention"]}},
     "qwen4_exp_text": {"layer_types": ["linear_attention", "linear_attention"]},
     "reformer": {"axial_pos_shape": [8, 8], "axial_pos_embds_dim": [16, 16],
                  "attn_layers": ["local", "lsh"]},
@@ -298,7 +304,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "zamba2": {"mamba_headdim": 32},
     "granitemoehybrid": {"use_cache": False},
 }  # fmt: skip
-"""Settings of models that the rules above do not make buildable; "rows" is the vocabulary's size."""
+"""Settings of models that the rules above do not make run; "rows" is the vocabulary's size."""
 
 
 def ramp(*shape: int) -> torch.Tensor:

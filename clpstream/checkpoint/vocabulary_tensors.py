@@ -214,9 +214,11 @@ def vocabulary_size(config: Mapping[str, Any], rows: int) -> int:
     Some classes make tables longer than config.json's vocab_size by a number of their own, for
     images (mllama) or for prompts (cpmant).
     """
-    size = config.get("vocab_size")
-    known = rows in vocabulary_sizes(config)
-    return size if not known and type(size) is int and 0 < size < rows else rows
+    if rows in vocabulary_sizes(config):
+        return rows
+    levels = [config, *(config.get(key) for key in LANGUAGE_LEVELS)]
+    sizes = [level.get("vocab_size") for level in levels if isinstance(level, dict)]
+    return next((size for size in sizes if type(size) is int and 0 < size < rows), rows)
 
 
 def vocabulary_role(name: str) -> Role | None:

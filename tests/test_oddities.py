@@ -1,0 +1,288 @@
+"""Names, shapes and types as checkpoints on hubs have them, where models of a family differ.
+
+The tensors are numpy's, and which rows must be copies follows from the two word lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from make import (
+    SOURCE_WORDS,
+    TARGET_WORDS,
+    random_rows,
+    read_json,
+    read_tensors,
+    write_checkpoint,
+    write_helper,
+    write_tokenizer,
+)
+from safetensors import deserialize
+
+import clpstream
+
+FILE = "model.safetensors"
+WIDTH = 16
+MORE_WORDS = [" mehr", " noch", " auch", " nur", " schon"]
+SOURCE_IDS = {word: token for token, word in enumerate(["</s>", *SOURCE_WORDS])}
+TARGET_IDS = {word: token for token, word in enumerate(["</s>", *TARGET_WORDS, *MORE_WORDS])}
+ROWS, TARGET_ROWS = len(SOURCE_IDS), len(TARGET_IDS)
+SHARED = [word for word in SOURCE_IDS if word in TARGET_IDS]
+
+BODY = {
+    "model.layers.0.self_attn.q_proj.weight": np.ones((WIDTH, WIDTH), np.float32),
+    "model.norm.weight": np.arange(WIDTH, dtype=np.float32),
+}
+
+ODDITIES: dict[str, dict[str, int | str]] = {
+    "gpt2 without its prefix": {"wte.weight": WIDTH},
+    "falcon, tied and both in the file": {
+        "transformer.word_embeddings.weight": WIDTH,
+        "lm_head.weight": "transformer.word_embeddings.weight",
+    },
+    "deepseek v3, with the copies of multi-token prediction": {
+        "model.embed_tokens.weight": WIDTH,
+        "model.layers.61.embed_tokens.weight": "model.embed_tokens.weight",
+        "lm_head.weight": WIDTH,
+        "model.layers.61.shared_head.head.weight": "lm_head.weight",
+    },
+    "gpt-neox": {"gpt_neox.embed_in.weight": WIDTH, "embed_out.weight": WIDTH},
+    "phi": {"model.embed_tokens.weight": WIDTH, "lm_head.weight": WIDTH, "lm_head.bias": "bias"},
+    "old phi": {
+        "transformer.embd.wte.weight": WIDTH,
+        "lm_head.linear.weight": WIDTH,
+        "lm_head.linear.bias": "bias",
+    },
+    "llava": {
+        "language_model.model.embed_tokens.weight": WIDTH,
+        "language_model.lm_head.weight": WIDTH,
+    },
+    "names of transformers 5": {
+        "model.language_model.embed_tokens.weight": WIDTH,
+        "lm_head.weight": WIDTH,
+    },
+    "bart": {"model.shared.weight": WIDTH, "final_logits_bias": "row"},
+    "bart with aliases": {
+        "model.shared.weight": WIDTH,
+        "model.encoder.embed_tokens.weight": "model.shared.weight",
+        "model.decoder.embed_tokens.weight": "model.shared.weight",
+        "lm_head.weight": "model.shared.weight",
+        "final_logits_bias": "row",
+    },
+    "t5 with a head of its own": {
+        "shared.weight": WIDTH,
+        "encoder.embed_tokens.weight": "shared.weight",
+        "decoder.embed_tokens.weight": "shared.weight",
+        "lm_head.weight": WIDTH,
+    },
+    "internlm2": {"model.tok_embeddings.weight": WIDTH, "output.weight": WIDTH},
+    "chatglm": {
+        "transformer.embedding.word_embeddings.weight": WIDTH,
+        "transformer.output_layer.weight": WIDTH,
+    },
+    "rwkv": {"rwkv.embeddings.weight": WIDTH, "head.weight": WIDTH},
+    "mamba": {"backbone.embedding.weight": WIDTH, "lm_head.weight": "backbone.embedding.weight"},
+    "bert with a tied pair of biases": {
+        "bert.embeddings.word_embeddings.weight": WIDTH,
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.bias": "bias",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    },
+    "whisper": {"model.decoder.embed_tokens.weight": WIDTH, "proj_out.weight": WIDTH},
+    "albert, narrow": {"albert.embeddings.word_embeddings.weight": 8, "predictions.bias": "bias"},
+    "mobilebert, whose head lies on its side": {
+        "mobilebert.embeddings.word_embeddings.weight": WIDTH,
+        "cls.predictions.dense.weight": "columns",
+        "cls.predictions.bias": "bias",
+    },
+}
+"""Vocabulary tensors by name: a width, a shape, or the name of the tensor that it is equal to."""
+
+
+def tensors_of(kinds: Mapping[str, int | str]) -> dict[str, np.ndarray]:
+    made: dict[str, np.ndarray] = {}
+    for seed, (name, kind) in enumerate(kinds.items()):
+        if isinstance(kind, int):
+            made[name] = random_rows(ROWS, kind, seed)
+        elif kind in made:
+            made[name] = made[kind].copy()
+        else:
+            values = random_rows(ROWS, 3 if kind == "columns" else 1, seed)
+            made[name] = {"bias": values[:, 0], "row": values.T, "columns": values.T}[kind].copy()
+    return made
+
+
+def write(
+    directory: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any] | None = None
+) -> tuple[Path, Path, Path]:
+    """A source with these tensors, and a helper; the third place is the target's."""
+    source, helper, target = (directory / part for part in ("source", "helper", "target"))
+    write_tokenizer(source, SOURCE_WORDS)
+    write_checkpoint(source, tensors, config or {"model_type": "some", "vocab_size": ROWS})
+    write_helper(helper, [*TARGET_WORDS, *MORE_WORDS])
+    return source, helper, target
+
+
+def check_rows(before: np.ndarray, after: np.ndarray) -> None:
+    """The rows of shared tokens are copies, and all rows are finite."""
+    if before.ndim == 2 and before.shape[1] == ROWS:
+        before, after = before.T, after.T
+    assert after.shape == (TARGET_ROWS, *before.shape[1:])
+    assert after.dtype == before.dtype
+    old, new = ([ids[word] for word in SHARED] for ids in (SOURCE_IDS, TARGET_IDS))
+    assert np.array_equal(after[new], before[old])
+    assert np.isfinite(after).all()
+
+
+@pytest.mark.parametrize("name", ODDITIES)
+def test_a_vocabulary_is_known_by_its_names(name: str, tmp_path: Path) -> None:
+    kinds = ODDITIES[name]
+    before = tensors_of(kinds) | BODY
+    source, helper, target = write(tmp_path, before)
+    clpstream.convert(source, helper, target)
+    after = read_tensors(target)
+    assert after.keys() == before.keys()
+    for tensor, kind in kinds.items():
+        check_rows(before[tensor], after[tensor])
+        if kind in after:
+            assert np.array_equal(after[tensor], after[str(kind)])
+    for tensor in BODY:
+        assert np.array_equal(after[tensor], before[tensor])
+
+
+def test_chatglm_says_its_size_in_padded_vocab_size(tmp_path: Path) -> None:
+    config = {"model_type": "chatglm", "padded_vocab_size": ROWS}
+    source, helper, target = write(tmp_path, tensors_of(ODDITIES["chatglm"]), config)
+    clpstream.convert(source, helper, target)
+    assert read_json(target / "config.json")["padded_vocab_size"] == TARGET_ROWS
+
+
+def test_rows_after_the_vocabulary_stay_after_it(tmp_path: Path) -> None:
+    """Mllama has 8 more embeddings than logits; the model counts them from vocab_size."""
+    embeddings, head = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
+    before = {embeddings: random_rows(ROWS + 8, WIDTH, 1), head: random_rows(ROWS, WIDTH, 2)}
+    config = {"model_type": "mllama", "text_config": {"vocab_size": ROWS}}
+    source, helper, target = write(tmp_path, before | BODY, config)
+    clpstream.convert(source, helper, target)
+    after = read_tensors(target)
+    check_rows(before[head], after[head])
+    check_rows(before[embeddings][:ROWS], after[embeddings][:TARGET_ROWS])
+    assert after[embeddings].shape == (TARGET_ROWS + 8, WIDTH)
+    assert np.array_equal(after[embeddings][TARGET_ROWS:], before[embeddings][ROWS:])
+    assert read_json(target / "config.json")["text_config"]["vocab_size"] == TARGET_ROWS
+
+
+def test_every_token_has_per_layer_embeddings_and_images_stay_behind_them(tmp_path: Path) -> None:
+    """Gemma3n has none for its last ids, which stand for images and sound, not for text."""
+    prefix = "model.language_model."
+    embeddings, layers = prefix + "embed_tokens.weight", prefix + "embed_tokens_per_layer.weight"
+    before = {embeddings: random_rows(ROWS + 4, WIDTH, 1), layers: random_rows(ROWS, 6, 2)}
+    config = {
+        "model_type": "gemma3n",
+        "image_token_id": ROWS + 1,
+        "text_config": {"vocab_size": ROWS + 4, "vocab_size_per_layer_input": ROWS},
+        "vision_config": {"vocab_size": 2, "vocab_offset": ROWS},
+        "audio_config": {"vocab_size": 2, "vocab_offset": ROWS + 2},
+    }
+    source, helper, target = write(tmp_path, before, config)
+    clpstream.convert(source, helper, target)
+    after = read_tensors(target)
+    check_rows(before[embeddings][:ROWS], after[embeddings][:TARGET_ROWS])
+    assert np.array_equal(after[embeddings][TARGET_ROWS:], before[embeddings][ROWS:])
+    check_rows(before[layers], after[layers])
+    made = read_json(target / "config.json")
+    assert made["text_config"]["vocab_size"] == TARGET_ROWS + 4
+    assert made["text_config"]["vocab_size_per_layer_input"] == TARGET_ROWS
+    assert made["vision_config"] == {"vocab_size": 2, "vocab_offset": TARGET_ROWS}
+    assert made["audio_config"] == {"vocab_size": 2, "vocab_offset": TARGET_ROWS + 2}
+    assert made["image_token_id"] == TARGET_ROWS + 1
+
+
+def test_two_tables_for_one_vocabulary_are_refused(tmp_path: Path) -> None:
+    tables = ["model.transformer.wte.embedding", "model.transformer.wte.new_embedding"]
+    tensors = {
+        tables[0]: random_rows(ROWS, WIDTH, 1),
+        tables[1]: random_rows(8, WIDTH, 2),
+        "model.transformer.ff_out.weight": random_rows(ROWS, WIDTH, 3),
+    }
+    source, helper, target = write(tmp_path, tensors, {"model_type": "molmo"})
+    with pytest.raises(clpstream.ClpstreamError) as caught:
+        clpstream.convert(source, helper, target)
+    assert all(table in str(caught.value) for table in tables)
+    assert not target.exists()
+
+
+LLAMA = tensors_of({"model.embed_tokens.weight": WIDTH, "lm_head.weight": WIDTH})
+PROJECTION = "model.layers.0.self_attn.q_proj."
+QUANTISED = {
+    "gptq": {
+        PROJECTION + "qweight": np.arange(32, dtype=np.int32).reshape(2, 16),
+        PROJECTION + "qzeros": np.arange(2, dtype=np.int32).reshape(1, 2),
+        PROJECTION + "scales": np.ones((1, 16), np.float16),
+        PROJECTION + "g_idx": np.zeros(16, np.int32),
+    },
+    "fp8": {
+        PROJECTION + "weight": np.ones((WIDTH, WIDTH), ml_dtypes.float8_e4m3fn),
+        PROJECTION + "weight_scale_inv": np.ones((1, 1), np.float32),
+    },
+}
+
+
+@pytest.mark.parametrize("body", QUANTISED)
+def test_a_quantised_body_passes(body: str, tmp_path: Path) -> None:
+    source, helper, target = write(tmp_path, LLAMA | QUANTISED[body])
+    clpstream.convert(source, helper, target)
+    old, new = (dict(deserialize((part / FILE).read_bytes())) for part in (source, target))
+    assert new.keys() == old.keys()
+    for name in QUANTISED[body]:
+        assert new[name] == old[name]
+    for name, tensor in LLAMA.items():
+        check_rows(tensor, np.frombuffer(new[name]["data"], np.float32).reshape(-1, WIDTH))
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("model.embed_tokens.weight", np.ones((ROWS, WIDTH), np.int8)),
+        ("model.embed_tokens.qweight", np.ones((ROWS, WIDTH // 8), np.int32)),
+        ("lm_head.qweight", np.ones((WIDTH // 8, ROWS), np.int32)),
+        ("lm_head.weight", np.ones((ROWS, WIDTH), ml_dtypes.float8_e4m3fn)),
+    ],
+)
+def test_a_quantised_vocabulary_tensor_is_refused(
+    name: str, table: np.ndarray, tmp_path: Path
+) -> None:
+    part = name.rpartition(".")[0]
+    kept = {other: tensor for other, tensor in LLAMA.items() if not other.startswith(part)}
+    source, helper, target = write(tmp_path, kept | {name: table})
+    with pytest.raises(clpstream.ClpstreamError, match=name):
+        clpstream.convert(source, helper, target)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("shape", [(ROWS,), (ROWS, 3), (3, ROWS)])
+def test_an_unexplained_tensor_as_long_as_the_vocabulary_stops(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    source, helper, target = write(tmp_path, LLAMA | {"some.table": np.ones(shape, np.float32)})
+    with pytest.raises(clpstream.ClpstreamError) as caught:
+        clpstream.convert(source, helper, target)
+    for part in ("some.table", "--vocab-tensor", "--pass-through"):
+        assert part in str(caught.value)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("shape", [(ROWS,), (ROWS, 4), (4, ROWS)])
+def test_a_length_inside_a_layer_may_be_the_vocabularys_by_accident(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    name = "model.layers.0.self_attn.relative_bias"
+    inside = {name: np.arange(np.prod(shape), dtype=np.float32).reshape(shape)}
+    source, helper, target = write(tmp_path, LLAMA | inside)
+    clpstream.convert(source, helper, target)
+    assert np.array_equal(read_tensors(target)[name], inside[name])
