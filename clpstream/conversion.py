@@ -259,4 +259,6 @@ def _naming_tokens(plan: Plan) -> Iterator[None]:
     except NotFiniteError as error:
         from_helper = error.where == str(plan.embeddings.span)
         vocabulary = plan.helper_vocabulary if from_helper else plan.source_vocabulary
+        if error.row >= vocabulary.size:  # a row behind the vocabulary
+            raise
         raise NotFiniteError(error.where, error.row, vocabulary.describe(error.row)) from None

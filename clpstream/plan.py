@@ -161,7 +161,7 @@ def make_plan(
         embeddings=embeddings,
         tied=tied,
         origins=origins,
-        spare=_spare(old, source_rows),
+        spare=_spare(old, base_rows),
         base_rows=base_rows,
         method=rule,
         pieces=pieces,
