@@ -189,8 +189,8 @@ def _combined_rows(
     copied = _with_idle_rows(plan, new, source)
     made = [(origins.combined, prepared.rows(anchors))]
     if origins.pieces:
-        groups = list(origins.pieces.values())
-        weights = [_weights(plan, new, len(group)) for group in groups]
+        groups = [_pieces(plan, new, group) for group in origins.pieces.values()]
+        weights = [[1 / len(group)] * len(group) for group in groups]
         made.append((np.array(list(origins.pieces)), gathered(groups, weights, source)))
     rest = len(copied) > (copied >= 0).sum() + sum(len(tokens) for tokens, _ in made)
     filler = mean(anchors) if rest else np.zeros(source.shape[1])
@@ -222,16 +222,15 @@ def _with_idle_rows(plan: Plan, new: NewTensor, source: TensorRows) -> npt.NDArr
     return copied
 
 
-def _weights(plan: Plan, new: NewTensor, count: int) -> list[float]:
-    """Of the source rows that make one row: equal, or at one end.
+def _pieces(plan: Plan, new: NewTensor, pieces: tuple[int, ...]) -> tuple[int, ...]:
+    """Those of a token's pieces whose mean row it gets.
 
     A model reads the last piece of a word where it knows the whole, and begins to write the word
     with its first.
     """
     if plan.pieces == "mean":
-        return [1 / count] * count
-    end = 0 if new.tensor.role in ("output head", "head bias") else count - 1
-    return [float(place == end) for place in range(count)]
+        return pieces
+    return pieces[:1] if new.tensor.role in ("output head", "head bias") else pieces[-1:]
 
 
 class _Counted:
