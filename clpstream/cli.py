@@ -66,9 +66,10 @@ class _Stopped(BaseException):
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    """One line on stderr, whatever names of files and tensors have in them."""
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
-    print(f"clpstream: {line}", file=sys.stderr)
+    """One line on stderr."""
+    from clpstream.terminal import printable
+
+    print(f"clpstream: {printable(message)}", file=sys.stderr)
     sys.exit(code)
 
 

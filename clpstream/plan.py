@@ -40,6 +40,7 @@ _OWN_TOKENIZER = ("qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "siglip
 _READING_BYTES = 64 << 20
 """What reading rows, a block of the target and rounding it to its dtype take."""
 _SPARE_ROWS = 1024
+_MOST_PADDING = 1 << 16
 _TOKENS_NAMED = 10
 
 
@@ -121,8 +122,10 @@ def make_plan(
     rule = _method(method)
     _check_choice("shared", shared, get_args(Shared))
     _check_choice("pieces", pieces, get_args(Pieces))
-    if pad_to_multiple_of < 1:
-        raise TransferError(f"pad_to_multiple_of is {pad_to_multiple_of}; it must be at least 1")
+    if not 1 <= pad_to_multiple_of <= _MOST_PADDING:
+        raise TransferError(
+            f"pad_to_multiple_of is {pad_to_multiple_of}; it must be from 1 to {_MOST_PADDING}"
+        )
     big, small = open_checkpoint(source), open_checkpoint(helper, only=input_embeddings_names)
     if not (big.directory / "config.json").exists():
         raise CheckpointError(f"{big.directory}: no config.json in it; the target needs one")

@@ -21,6 +21,7 @@ from clpstream.output.report import (
     Report,
     RewrittenTensor,
     SpecialToken,
+    TargetTokenizer,
     versions,
 )
 from clpstream.output.side_files import left_behind
@@ -40,6 +41,11 @@ def make_report(plan: Plan, prepared: Prepared | None = None) -> Report:
         options=plan.options,
         source=_input(plan.source, plan.source_vocabulary),
         helper=_input(plan.helper, plan.helper_vocabulary),
+        tokenizer=TargetTokenizer(
+            name=model_name(plan.target_vocabulary.path.parent),
+            sha256=_file_hash(plan.target_vocabulary),
+            tokens=len(plan.target_vocabulary),
+        ),
         tied=plan.tied,
         counts=_counts(plan, guarded),
         vocabulary_tensors=tuple(
@@ -73,13 +79,17 @@ def _input(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Input:
         name=model_name(checkpoint.directory),
         model_type=checkpoint.config.get("model_type"),
         fingerprint=fingerprint(checkpoint),
-        tokenizer=hashlib.sha256(vocabulary.path.read_bytes()).hexdigest(),
+        tokenizer=_file_hash(vocabulary),
         tokens=len(vocabulary),
         parameters=sum(prod(span.shape) for span in checkpoint.tensors),
         bytes=sum(shard.size for shard in checkpoint.shards),
         shards=len(checkpoint.shards),
         of_shards=len(set(checkpoint.index["weight_map"].values())) if checkpoint.index else 1,
     )
+
+
+def _file_hash(vocabulary: Vocabulary) -> str:
+    return hashlib.sha256(vocabulary.path.read_bytes()).hexdigest()
 
 
 def _counts(plan: Plan, guarded: Mapping[str, Any]) -> Counts:
@@ -116,7 +126,9 @@ def _special_tokens(plan: Plan) -> tuple[SpecialToken, ...]:
             return f"made from {', '.join(map(source.describe, origins.pieces[token]))}"
         return "mean row"
 
-    special = [t for t, text in enumerate(target.text) if text is None and target.pieces[t]]
+    special = [
+        t for t, text in enumerate(target.text) if text is None and target.pieces[t] is not None
+    ]
     ordered = sorted({*special, *roles}, key=lambda token: (token not in roles, token))
     return tuple(
         SpecialToken(token, target.describe(token), roles.get(token, ()), row(token))

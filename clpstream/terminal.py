@@ -103,6 +103,7 @@ def summary(result: Conversion, output: Path) -> str:
     lines = [
         f"source    {_input(report.source)}, {'tied' if report.tied else 'untied'} head",
         f"helper    {_input(report.helper)}",
+        *_target_tokenizer(report),
         *_tokens(report),
         *_tensors(report),
         *_special(report),
@@ -121,7 +122,7 @@ def summary(result: Conversion, output: Path) -> str:
             f"{size(result.bytes_free)} are free{short}; peak memory would be about "
             f"{size(result.memory_needed)}; nothing was written"
         )
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def description(found: Inspection) -> str:
@@ -147,7 +148,7 @@ def description(found: Inspection) -> str:
         f"helper    {found.as_helper or 'can be one'}",
         *(f"warning   {warning}" for warning in found.warnings),
     ]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _inspected(tensor: InspectedTensor) -> str:
@@ -173,6 +174,11 @@ def _shards(count: int) -> str:
     return f"{count} shard{'' if count == 1 else 's'}"
 
 
+def printable(line: str) -> str:
+    """A line that does nothing to a terminal, whatever names of files and tokens have in them."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
 def size(count: float) -> str:
     """Bytes for people, in powers of 1000 like disks and shards."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -190,6 +196,13 @@ def _input(entry: Input) -> str:
         f"{entry.name} ({entry.model_type or 'no model type'}): {entry.parameters:,} parameters, "
         f"{size(entry.bytes)} in {shards}, {entry.tokens:,} tokens"
     )
+
+
+def _target_tokenizer(report: Report) -> list[str]:
+    own = report.tokenizer
+    if own.name == report.helper.name and own.sha256 == report.helper.tokenizer:
+        return []
+    return [f"tokenizer {own.name}: {own.tokens:,} tokens"]
 
 
 def _tokens(report: Report) -> list[str]:
@@ -212,7 +225,8 @@ def _tokens(report: Report) -> list[str]:
         lines.append(f"unknown   {counts.unknown:,}: the mean of the shared rows")
     if counts.unused:
         lines.append(
-            f"unused    {counts.unused:,} ids without a token: rows as the source's unused"
+            f"unused    {counts.unused:,} ids without a token: rows as the source's own such rows, "
+            "or the mean row"
         )
     return lines
 

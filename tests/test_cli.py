@@ -248,7 +248,9 @@ def test_every_public_name_exists():
 def test_demo_shows_what_happened_to_its_tokens(tmp_path):
     done = run("demo", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("<-") == 13  # a dozen examples and their heading
+    special, examples = done.stdout.split("\nexamples ")
+    assert "</s>  (eos) <- row of <|endoftext|>" in special
+    assert examples.count("<-") == 13  # a dozen and their heading
     assert "wrote" in done.stdout
     assert "target:" in done.stdout
     assert (tmp_path / "out" / "config.json").exists()

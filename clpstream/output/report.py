@@ -35,6 +35,18 @@ class Input:
 
 
 @dataclass(frozen=True)
+class TargetTokenizer:
+    """The target's tokenizer: the helper's if no other was given.
+
+    name: as of an Input. sha256: of its file. tokens: in its vocabulary.
+    """
+
+    name: str
+    sha256: str
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Counts:
     """Target tokens: how many there are, and where their rows come from.
 
@@ -113,6 +125,7 @@ class Report:
     options: Mapping[str, Any]
     source: Input
     helper: Input
+    tokenizer: TargetTokenizer
     tied: bool
     counts: Counts
     vocabulary_tensors: tuple[RewrittenTensor, ...]
