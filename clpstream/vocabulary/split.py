@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from clpstream.errors import VocabularyError
 from clpstream.vocabulary.files import TOKENIZER_FILE
 from clpstream.vocabulary.tokens import Vocabulary
 
@@ -30,7 +31,7 @@ class Splitter:
         """The ids of the tokens; None if no tokens make up the text, or the text is empty.
 
         space_before: tokens that make up the text after a space will do, too: many tokenizers put
-        one before a text.
+        one before a text. Raises VocabularyError if the tokenizers library can't read the file.
         """
         if not text:
             return None
@@ -45,10 +46,17 @@ class Splitter:
             return None
         accepted = {text, b" " + text} if space_before else {text}
         for written in dict.fromkeys((whole, whole.removeprefix(" "))):
-            ids = self._load().encode(written, add_special_tokens=False).ids
+            ids = self._encode(written)
             if self._bytes(ids) in accepted:
-                return list(ids)
+                return ids
         return None
+
+    def _encode(self, text: str) -> list[int]:
+        tokenizer = self._load()
+        try:
+            return list(tokenizer.encode(text, add_special_tokens=False).ids)
+        except Exception:  # of any text with an unknown part, where there is no unknown token
+            return []
 
     def _bytes(self, ids: list[int]) -> bytes | None:
         texts = [self._vocabulary.text[token] if token < self._rows else None for token in ids]
@@ -59,7 +67,13 @@ class Splitter:
         if self._tokenizer is None:
             from tokenizers import Tokenizer
 
-            self._tokenizer = Tokenizer.from_file(str(self._vocabulary.path))
+            try:
+                self._tokenizer = Tokenizer.from_file(str(self._vocabulary.path))
+            except Exception as error:
+                raise VocabularyError(
+                    f"{self._vocabulary.path}: the tokenizers library can't read it ({error}); "
+                    "try a newer one: pip install --upgrade tokenizers"
+                ) from None
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
         return self._tokenizer
