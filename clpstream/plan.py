@@ -185,7 +185,7 @@ def make_plan(
         warnings=(
             *_vocabulary_warnings(old, new, source_rows, match_by),
             *_origin_warnings(origins, new, known, embeddings),
-            *_model_warnings(big, small, made, tied, base_rows),
+            *_model_warnings(big, tokenizer_directory, made, tied, base_rows),
             *notes,
         ),
     )
@@ -316,7 +316,7 @@ def _names(vocabulary: Vocabulary, tokens: list[int]) -> str:
 
 def _model_warnings(
     source: Checkpoint,
-    helper: Checkpoint,
+    tokenizer: Path,
     new: Mapping[str, NewTensor],
     tied: bool,
     base_rows: int,
@@ -324,7 +324,8 @@ def _model_warnings(
     """What may surprise when the target is loaded."""
     warnings = []
     model_type = source.config.get("model_type")
-    if model_type in _OWN_TOKENIZER and model_type != helper.config.get("model_type"):
+    its_model = read_json_if_there(tokenizer / "config.json")
+    if model_type in _OWN_TOKENIZER and model_type != its_model.get("model_type"):
         warnings.append(
             f"transformers 5's AutoTokenizer takes the tokenizer class of a {model_type} from its "
             "type and may split text wrongly; load the target's tokenizer with "

@@ -10,12 +10,21 @@ from typing import Any
 from clpstream.checkpoint import VOCABULARY_SIZE
 from clpstream.vocabulary import ROLES
 
-_TOKEN_KEY = re.compile(r"(?:(?P<role>\w+)_)?token_(?:id|ids|index)")
+_TOKEN_KEY = re.compile(
+    r"(?:(?P<role>\w+)_)?token_(?:id|ids|index)"
+    r"|(?P<old_role>bos|eos|pad|unk|mask)_index"  # xlm, flaubert
+    r"|(?:image|slice)_(?:start|end|patch)_id|im_(?:start|end|newline)_id|newline_id"
+)
+"""Keys that hold token ids; molmo, minicpm-v and hunyuan-vl leave out that they are of tokens."""
 _LISTS = ("suppress_tokens", "begin_suppress_tokens")
 """Lists of token ids whose names don't say so."""
 _OFFSETS = ("vocab_offset",)
 """Where the ids of a part with a vocabulary of its own begin (gemma3n: images, sound)."""
-_STRUCTURES = ("bad_words_ids", "force_words_ids", "forced_decoder_ids", "sequence_bias")
+_STRUCTURES = (
+    *("bad_words_ids", "force_words_ids", "forced_decoder_ids", "sequence_bias"),
+    *("lang_to_id", "task_to_id"),  # whisper
+    "vocabulary_map",  # chameleon, emu3
+)
 """Token ids in structures that only a person can carry over."""
 _POSITIONS_FROM_PAD = (
     *("altclip_text_model", "bridgetower_text_model", "camembert", "clap_text_model"),
@@ -111,8 +120,9 @@ class Retarget:
             elif key in _LISTS:
                 new[key] = self._ids(value, None, where)
             elif match := _TOKEN_KEY.fullmatch(key):
-                new[key] = self._ids(value, match["role"], where)
-                if all_stops and match["role"] == "eos":
+                role = match["role"] or match["old_role"]
+                new[key] = self._ids(value, role, where)
+                if all_stops and role == "eos":
                     new[key] = self._every_stop(value, new[key], where)
             else:
                 new[key] = value
