@@ -28,9 +28,10 @@ import clpstream
 
 FILE = "model.safetensors"
 WIDTH = 16
-MORE_WORDS = [" mehr", " noch", " auch", " nur", " schon"]
-SOURCE_IDS = {word: token for token, word in enumerate(["</s>", *SOURCE_WORDS])}
-TARGET_IDS = {word: token for token, word in enumerate(["</s>", *TARGET_WORDS, *MORE_WORDS])}
+OLD_WORDS = [*SOURCE_WORDS, *(f" old{number}" for number in range(100))]
+NEW_WORDS = [*TARGET_WORDS, *(f" new{number}" for number in range(110))]
+SOURCE_IDS = {word: token for token, word in enumerate(["</s>", *OLD_WORDS])}
+TARGET_IDS = {word: token for token, word in enumerate(["</s>", *NEW_WORDS])}
 ROWS, TARGET_ROWS = len(SOURCE_IDS), len(TARGET_IDS)
 SHARED = [word for word in SOURCE_IDS if word in TARGET_IDS]
 
@@ -122,9 +123,9 @@ def write(
 ) -> tuple[Path, Path, Path]:
     """A source with these tensors, and a helper; the third place is the target's."""
     source, helper, target = (directory / part for part in ("source", "helper", "target"))
-    write_tokenizer(source, SOURCE_WORDS)
+    write_tokenizer(source, OLD_WORDS)
     write_checkpoint(source, tensors, config or {"model_type": "some", "vocab_size": ROWS})
-    write_helper(helper, [*TARGET_WORDS, *MORE_WORDS])
+    write_helper(helper, NEW_WORDS)
     return source, helper, target
 
 
@@ -177,24 +178,39 @@ def test_rows_after_the_vocabulary_stay_after_it(tmp_path: Path) -> None:
     assert read_json(target / "config.json")["text_config"]["vocab_size"] == TARGET_ROWS
 
 
-def test_per_layer_embeddings_of_fewer_tokens_grow_to_all(tmp_path: Path) -> None:
-    """Gemma3n has none for its last tokens; any token of the target may need one."""
-    prefix, rows = "model.language_model.", ROWS - 4
+def test_per_layer_embeddings_may_have_fewer_rows(tmp_path: Path) -> None:
+    """Gemma3n has none for the ids after its text tokens, which stand for images and sound."""
+    prefix = "model.language_model."
     embeddings, layers = prefix + "embed_tokens.weight", prefix + "embed_tokens_per_layer.weight"
-    before = {embeddings: random_rows(ROWS, WIDTH, 1), layers: random_rows(rows, 6, 2)}
-    text = {"vocab_size": ROWS, "vocab_size_per_layer_input": rows}
+    before = {embeddings: random_rows(ROWS + 4, WIDTH, 1), layers: random_rows(ROWS, 6, 2)}
+    text = {"vocab_size": ROWS + 4, "vocab_size_per_layer_input": ROWS}
     source, helper, target = write(tmp_path, before, {"model_type": "gemma3n", "text_config": text})
     clpstream.convert(source, helper, target)
     after = read_tensors(target)
-    check_rows(before[embeddings], after[embeddings])
-    assert after[layers].shape == (TARGET_ROWS, 6)
-    assert np.isfinite(after[layers]).all()
-    for word in SHARED:
-        if SOURCE_IDS[word] < rows:
-            old, new = before[layers][SOURCE_IDS[word]], after[layers][TARGET_IDS[word]]
-            assert np.array_equal(new, old)
+    check_rows(before[layers], after[layers])
+    check_rows(before[embeddings][:ROWS], after[embeddings][:TARGET_ROWS])
+    assert np.array_equal(after[embeddings][TARGET_ROWS:], before[embeddings][ROWS:])
     text = read_json(target / "config.json")["text_config"]
-    assert (text["vocab_size"], text["vocab_size_per_layer_input"]) == (TARGET_ROWS, TARGET_ROWS)
+    assert text["vocab_size"] == len(after[embeddings])
+    assert text["vocab_size_per_layer_input"] == len(after[layers])
+
+
+def test_ids_after_the_vocabulary_move_with_it(tmp_path: Path) -> None:
+    """Where sounds and images have the ids after the text's, configs say where theirs begin."""
+    before = {"model.embed_tokens.weight": random_rows(ROWS + 8, WIDTH, 1)}
+    config = {
+        "model_type": "some",
+        "vocab_size": ROWS,
+        "audio_pad_token_id": ROWS + 7,
+        "audio_config": {"vocab_size": 4, "vocab_offset": ROWS + 4},
+    }
+    source, helper, target = write(tmp_path, before, config)
+    clpstream.convert(source, helper, target)
+    assert read_tensors(target)["model.embed_tokens.weight"].shape == (TARGET_ROWS + 8, WIDTH)
+    new = read_json(target / "config.json")
+    assert new["vocab_size"] == TARGET_ROWS
+    assert new["audio_pad_token_id"] == TARGET_ROWS + 7
+    assert new["audio_config"] == {"vocab_size": 4, "vocab_offset": TARGET_ROWS + 4}
 
 
 def test_two_tables_for_one_vocabulary_are_refused(tmp_path: Path) -> None:
