@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from clpstream.errors import OutputError as OutputError
     from clpstream.errors import TransferError as TransferError
     from clpstream.errors import VocabularyError as VocabularyError
+    from clpstream.inspection import Inspection as Inspection
+    from clpstream.inspection import inspect as inspect
     from clpstream.output.report import Report as Report
     from clpstream.progress import Progress as Progress
     from clpstream.transfer import Clp as Clp
@@ -49,6 +51,7 @@ _HOMES = {
     ),
     "conversion": "Conversion convert",
     "errors": "CheckpointError ClpstreamError OutputError TransferError VocabularyError",
+    "inspection": "Inspection inspect",
     "output.report": "Report",
     "progress": "Progress",
     "transfer": "Clp Knn",

@@ -15,9 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from clpstream.checkpoint import WEIGHTS, input_embeddings_names, shard_names
+from clpstream.checkpoint import (
+    WEIGHTS,
+    Checkpoint,
+    Shard,
+    TensorSpan,
+    input_embeddings_names,
+    open_checkpoint,
+    shard_names,
+)
 from clpstream.errors import CheckpointError
-from clpstream.inputs import read_json
+from clpstream.inputs import read_json, read_json_if_there
 from clpstream.output.side_files import (
     SOURCE_FILES,
     TOKENIZER_FILES,
@@ -80,10 +88,18 @@ def local_directory(model: str | Path, part: Part, progress: Progress) -> Path:
     """
     if isinstance(model, Path) or os.path.lexists(model):
         return Path(model)
-    found = _ID.fullmatch(model)
-    if found is None:
-        raise CheckpointError(f"{model}: {_NEITHER}")
-    return _fetch(_Model(found["name"], found["revision"]), part, progress)
+    return _fetch(_parse(model), part, progress)
+
+
+def open_headers(model: str | Path, progress: Progress) -> Checkpoint:
+    """Like `open_checkpoint`; of a model on the Hub whose shards are not in the cache, only their
+    headers are fetched, so that its tensors can't be read."""
+    directory = local_directory(model, "tokenizer", progress)
+    if isinstance(model, Path) or os.path.lexists(model):
+        return open_checkpoint(directory)
+    with contextlib.suppress(CheckpointError):
+        return open_checkpoint(directory)
+    return _open_afar(_parse(model), directory)
 
 
 def model_name(directory: Path) -> str:
@@ -105,6 +121,37 @@ def cache_entry(directory: Path) -> Path:
         and _COMMIT.fullmatch(directory.name)
     )
     return entry if in_cache else directory
+
+
+def _parse(model: str) -> _Model:
+    found = _ID.fullmatch(model)
+    if found is None:
+        raise CheckpointError(f"{model}: {_NEITHER}")
+    return _Model(found["name"], found["revision"])
+
+
+def _open_afar(model: _Model, directory: Path) -> Checkpoint:
+    from huggingface_hub import HfApi, errors
+
+    with _explaining(model):
+        try:
+            found = HfApi().get_safetensors_metadata(model.name, revision=directory.name)
+        except errors.NotASafetensorsRepoError:
+            raise CheckpointError(
+                f"{model}: it has no {WEIGHTS[0][0]}, and the headers of other files can't be read "
+                "from afar; download it first"
+            ) from None
+    shards = []
+    for name, header in sorted(found.files_metadata.items()):
+        path = directory / name
+        spans = [
+            TensorSpan(tensor, path, begin, end - begin, info.dtype, tuple(info.shape))
+            for tensor, info in header.tensors.items()
+            for begin, end in [info.data_offsets]
+        ]
+        size = max((span.offset + span.length for span in spans), default=0)
+        shards.append(Shard(path, size, 0, tuple(spans), header.metadata))
+    return Checkpoint(directory, read_json_if_there(directory / "config.json"), tuple(shards), None)
 
 
 def _fetch(model: _Model, part: Part, progress: Progress) -> Path:

@@ -11,16 +11,14 @@ from typing import Any, TypeVar
 
 from clpstream.checkpoint import (
     VOCABULARY_SIZE,
-    Checkpoint,
     VocabularyTensor,
     find_vocabulary_tensors,
     input_embeddings,
     is_tied,
-    open_checkpoint,
     same_bytes,
 )
 from clpstream.errors import ClpstreamError
-from clpstream.hub import local_directory, model_name
+from clpstream.hub import model_name, open_headers
 from clpstream.plan import check_helper
 from clpstream.progress import Progress
 from clpstream.vocabulary import Vocabulary, read_vocabulary
@@ -58,7 +56,7 @@ class Inspection:
     """A model directory, as far as headers and small files tell.
 
     bytes: of its shards. dtypes: elements by dtype. quantisation: its method, of config.json.
-    tied: whether the head is the input embeddings; None if there are no vocabulary tensors.
+    tied: whether the head is the input embeddings; None if that can't be known.
     config_sizes: the sizes of vocabularies in config.json, by key.
     as_source, as_helper: what would stop a conversion; None if nothing would.
     """
@@ -85,17 +83,20 @@ class Inspection:
 
 
 def inspect(model: str | Path, progress: Progress | None = None) -> Inspection:
-    """Look at a model: a directory, or as str the id of a model on the Hub.
+    """Look at a model: a directory, or as str the id of a model on the Hub, of which only headers
+    and small files are fetched.
 
     Raises CheckpointError if it can't be opened at all; what else is wrong is in the result.
     """
-    checkpoint = open_checkpoint(local_directory(model, "source", progress or Progress()))
+    checkpoint = open_headers(model, progress or Progress())
+    here = all(shard.path.exists() for shard in checkpoint.shards)
     tensors, no_tensors = _attempt(lambda: find_vocabulary_tensors(checkpoint))
     table, no_table = _attempt(lambda: input_embeddings(checkpoint))
     vocabulary, no_vocabulary = _attempt(lambda: read_vocabulary(checkpoint.directory))
     behind = None
     if table is not None and vocabulary is not None:
         _, behind = _attempt(lambda: check_helper(table, vocabulary))
+    tied = is_tied(tensors) if tensors and here else None
     no_config = None if checkpoint.config else "no config.json in it; the target needs one"
     config = checkpoint.config
     quantisation = config.get("quantization_config")
@@ -111,13 +112,13 @@ def inspect(model: str | Path, progress: Progress | None = None) -> Inspection:
         shards=len(checkpoint.shards),
         dtypes=dict(dtypes.most_common()),
         quantisation=quantisation.get("quant_method") if isinstance(quantisation, dict) else None,
-        vocabulary_tensors=_inspected(tensors or ()),
-        tied=None if tensors is None else is_tied(tensors),
+        vocabulary_tensors=_inspected(tensors or (), here),
+        tied=tied,
         config_sizes=_sizes(config),
         tokenizer=None if vocabulary is None else _tokenizer(vocabulary),
         as_source=no_config or no_tensors or no_vocabulary,
         as_helper=no_table or no_vocabulary or behind,
-        warnings=() if vocabulary is None else _warnings(checkpoint, tensors or (), vocabulary),
+        warnings=() if vocabulary is None else _warnings(config, tensors or (), tied, vocabulary),
     )
 
 
@@ -128,7 +129,7 @@ def _attempt(step: Callable[[], Found]) -> tuple[Found | None, str | None]:
         return None, str(error)
 
 
-def _inspected(tensors: tuple[VocabularyTensor, ...]) -> tuple[InspectedTensor, ...]:
+def _inspected(tensors: tuple[VocabularyTensor, ...], here: bool) -> tuple[InspectedTensor, ...]:
     return tuple(
         InspectedTensor(
             tensor.name,
@@ -136,7 +137,7 @@ def _inspected(tensors: tuple[VocabularyTensor, ...]) -> tuple[InspectedTensor, 
             tensor.why,
             tensor.span.dtype,
             tensor.span.shape,
-            next((t.name for t in tensors[:place] if same_bytes(t, tensor)), None),
+            next((t.name for t in tensors[:place] if here and same_bytes(t, tensor)), None),
         )
         for place, tensor in enumerate(tensors)
     )
@@ -165,7 +166,10 @@ def _tokenizer(vocabulary: Vocabulary) -> InspectedTokenizer:
 
 
 def _warnings(
-    checkpoint: Checkpoint, tensors: tuple[VocabularyTensor, ...], vocabulary: Vocabulary
+    config: Mapping[str, Any],
+    tensors: tuple[VocabularyTensor, ...],
+    tied: bool | None,
+    vocabulary: Vocabulary,
 ) -> tuple[str, ...]:
     found = list(vocabulary.notes)
     rows = min((tensor.rows for tensor in tensors), default=vocabulary.size)
@@ -174,8 +178,8 @@ def _warnings(
             f"token ids from {rows} to {vocabulary.size - 1} have no row; as a source, they are "
             "not shared"
         )
-    flag = checkpoint.config.get("tie_word_embeddings")
-    if tensors and isinstance(flag, bool) and flag != is_tied(tensors):
+    flag = config.get("tie_word_embeddings")
+    if tied is not None and isinstance(flag, bool) and flag != tied:
         found.append(
             f"config.json says tie_word_embeddings {str(flag).lower()}, the tensors say otherwise"
         )

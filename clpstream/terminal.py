@@ -129,7 +129,8 @@ def description(found: Inspection) -> str:
     lines = [
         f"model     {found.model}: {found.model_type or 'no model type'}"
         + (f", {', '.join(found.architectures)}" if found.architectures else ""),
-        f"weights   {found.parameters:,} parameters, {size(found.bytes)} in {_shards(found.shards)}: "
+        f"weights   {found.parameters:,} parameters, {size(found.bytes)} in "
+        f"{_shards(found.shards)}: "
         + ", ".join(f"{dtype} {count:,}" for dtype, count in found.dtypes.items())
         + (f"; quantised by {found.quantisation}" if found.quantisation else ""),
         *(_inspected(tensor) for tensor in found.vocabulary_tensors),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -157,7 +158,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.hub.fetched.append((name, file))
         headers = {"ETag": f'"{_git_id(data)}"', "X-Repo-Commit": commit}
-        self._send(200, data, headers, stall=file in self.hub.stalled)
+        part = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if part and self.command == "GET":
+            self.hub.fetched[-1] = (name, f"{file} {part[0]}")
+            return self._send(206, data[int(part[1]) : int(part[2]) + 1], headers)
+        return self._send(200, data, headers, stall=file in self.hub.stalled)
 
     def _find(self, name: str, revision: str) -> tuple[str, Path] | None:
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")

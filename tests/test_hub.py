@@ -267,6 +267,23 @@ def test_a_tokenizer_alone_costs_no_shard(place):
     assert place.hub.files_of("org/source") == sorted(["config.json", *TOKENIZER])
 
 
+def test_inspecting_a_model_fetches_headers_of_its_shards_alone(place):
+    done = place.run("inspect", "org/source", "--json")
+    assert done.returncode == 0, done.stderr
+    fetched = place.hub.files_of("org/source")
+    shards = [file for file in fetched if "safetensors" in file and "index" not in file]
+    assert len(shards) == 3
+    assert all(" bytes=0-" in file for file in shards)
+    found, local = json.loads(done.stdout), clpstream.inspect(place.source).to_json()
+    assert (found.pop("model"), local.pop("model")) == (
+        f"org/source@{place.commit['org/source']}",
+        "source",
+    )
+    assert (found.pop("tied"), local.pop("tied")) == (None, False)  # bytes are not looked at
+    assert found.pop("bytes") < local.pop("bytes")  # headers are not counted
+    assert found == json.loads(json.dumps(local))
+
+
 def test_pytorch_files_are_fetched_only_where_there_is_no_safetensors(place):
     """What they hold is not looked at here."""
     for path in place.source.glob("*.safetensors*"):

@@ -54,8 +54,9 @@ _SHIFTED = (
 class Listed:
     """The tokens that a tokenizer's own file lists.
 
-    kind: of tokenizer, for people. tokens: (piece, id). read: the bytes that a piece stands for. special: ids that stand for no
-    text. added: tokens outside the tokenizer's model, piece -> (id, special).
+    kind: what sort of tokenizer it is, for people. tokens: (piece, id). read: the bytes that a
+    piece stands for. special: ids that stand for no text. added: tokens outside the tokenizer's
+    model, piece -> (id, special).
     flagged: whether the file says itself which tokens are special.
     """
 
