@@ -28,9 +28,10 @@ import clpstream
 
 FILE = "model.safetensors"
 WIDTH = 16
-MORE_WORDS = [" mehr", " noch", " auch", " nur", " schon"]
-SOURCE_IDS = {word: token for token, word in enumerate(["</s>", *SOURCE_WORDS])}
-TARGET_IDS = {word: token for token, word in enumerate(["</s>", *TARGET_WORDS, *MORE_WORDS])}
+OLD_WORDS = [*SOURCE_WORDS, *(f" old{number}" for number in range(100))]
+NEW_WORDS = [*TARGET_WORDS, *(f" new{number}" for number in range(110))]
+SOURCE_IDS = {word: token for token, word in enumerate(["</s>", *OLD_WORDS])}
+TARGET_IDS = {word: token for token, word in enumerate(["</s>", *NEW_WORDS])}
 ROWS, TARGET_ROWS = len(SOURCE_IDS), len(TARGET_IDS)
 SHARED = [word for word in SOURCE_IDS if word in TARGET_IDS]
 
@@ -122,9 +123,9 @@ def write(
 ) -> tuple[Path, Path, Path]:
     """A source with these tensors, and a helper; the third place is the target's."""
     source, helper, target = (directory / part for part in ("source", "helper", "target"))
-    write_tokenizer(source, SOURCE_WORDS)
+    write_tokenizer(source, OLD_WORDS)
     write_checkpoint(source, tensors, config or {"model_type": "some", "vocab_size": ROWS})
-    write_helper(helper, [*TARGET_WORDS, *MORE_WORDS])
+    write_helper(helper, NEW_WORDS)
     return source, helper, target
 
 
@@ -201,6 +202,24 @@ def test_every_token_has_per_layer_embeddings_and_images_stay_behind_them(tmp_pa
     assert made["vision_config"] == {"vocab_size": 2, "vocab_offset": TARGET_ROWS}
     assert made["audio_config"] == {"vocab_size": 2, "vocab_offset": TARGET_ROWS + 2}
     assert made["image_token_id"] == TARGET_ROWS + 1
+
+
+def test_ids_after_the_vocabulary_move_with_it(tmp_path: Path) -> None:
+    """Where sounds and images have the ids after the text's, configs say where theirs begin."""
+    before = {"model.embed_tokens.weight": random_rows(ROWS + 8, WIDTH, 1)}
+    config = {
+        "model_type": "some",
+        "vocab_size": ROWS,
+        "audio_pad_token_id": ROWS + 7,
+        "audio_config": {"vocab_size": 4, "vocab_offset": ROWS + 4},
+    }
+    source, helper, target = write(tmp_path, before, config)
+    clpstream.convert(source, helper, target)
+    assert read_tensors(target)["model.embed_tokens.weight"].shape == (TARGET_ROWS + 8, WIDTH)
+    new = read_json(target / "config.json")
+    assert new["vocab_size"] == TARGET_ROWS
+    assert new["audio_pad_token_id"] == TARGET_ROWS + 7
+    assert new["audio_config"] == {"vocab_size": 4, "vocab_offset": TARGET_ROWS + 4}
 
 
 def test_two_tables_for_one_vocabulary_are_refused(tmp_path: Path) -> None:

@@ -72,6 +72,9 @@ VARIANTS = {
     "electra/causal": Species("electra", "ElectraForCausalLM"),
     "electra/pretraining": Species("electra", "ElectraForPreTraining"),
     "falcon/untied": Species("falcon", "FalconForCausalLM", UNTIED),
+    "gemma3n_text/ids after the text's": Species(
+        "gemma3n_text", "Gemma3nForCausalLM", {"vocab_size": lambda rows: rows + 8}
+    ),
     "gpt2/double heads": Species("gpt2", "GPT2DoubleHeadsModel"),
     "gpt2/headless": Species("gpt2", "GPT2Model"),
     "gpt2/untied": Species("gpt2", "GPT2LMHeadModel", UNTIED),
@@ -232,7 +235,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "ernie4_5_vl_moe": {"text_config": {
         "moe_intermediate_size": [24, 24],
         "rope_parameters": ROPE | {"mrope_section": [1, 1, 2]}}},
-    "esm": {"vocab_size": "rows", "pad_token_id": 1, "mask_token_id": 3},
+    "esm": {"vocab_size": lambda rows: rows, "pad_token_id": 1, "mask_token_id": 3},
     "esmc": MHA,
     "florence2": {
         "vision_config": {"depths": [1, 1], "patch_size": [7, 3], "patch_stride": [4, 2],
@@ -304,7 +307,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "zamba2": {"mamba_headdim": 32},
     "granitemoehybrid": {"use_cache": False},
 }  # fmt: skip
-"""Settings of models that the rules above do not make run; "rows" is the vocabulary's size."""
+"""Settings of models that the rules above do not make run; functions take the vocabulary's size."""
 
 
 def ramp(*shape: int) -> torch.Tensor:
@@ -371,7 +374,7 @@ def changed(settings: dict[str, Any], changes: dict[str, Any], rows: int) -> dic
         if isinstance(value, dict) and isinstance(settings.get(key), dict):
             result[key] = changed(settings[key], value, rows)
         else:
-            result[key] = rows if value == "rows" else value
+            result[key] = value(rows) if callable(value) else value
     return result
 
 

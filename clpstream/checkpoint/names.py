@@ -46,7 +46,6 @@ VOCABULARY_NAMES: dict[str, Role] = {
     "vocab_projector.weight": "output head",  # distilbert
     "pred_layer.proj.weight": "output head",  # xlm
     "log_softmax.mlp.layer0.weight": "output head",  # cohere_asr
-    "ctc_timestamp.decoder.decoder_layers.0.weight": "output head",  # nemo_speechlm
     "embed_out.weight": "output head",  # gpt_neox
     "output_layer.weight": "output head",  # chatglm
     "output_projection.weight": "output head",  # fsmt
@@ -64,7 +63,6 @@ VOCABULARY_NAMES: dict[str, Role] = {
     "vocab_projector.bias": "head bias",
     "pred_layer.proj.bias": "head bias",
     "log_softmax.mlp.layer0.bias": "head bias",
-    "ctc_timestamp.decoder.decoder_layers.0.bias": "head bias",
     "embedding_decoder.bias": "head bias",  # perceiver
     "lm_loss.bias": "head bias",  # xlnet
     "final_logits_bias": "head bias",  # bart, marian, pegasus: [1, vocabulary]

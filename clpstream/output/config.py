@@ -20,11 +20,9 @@ _LISTS = ("suppress_tokens", "begin_suppress_tokens")
 """Lists of token ids whose names don't say so."""
 _OFFSETS = ("vocab_offset",)
 """Where the ids of a part with a vocabulary of its own begin (gemma3n: images, sound)."""
-_STRUCTURES = (
-    *("bad_words_ids", "force_words_ids", "forced_decoder_ids", "sequence_bias"),
-    *("lang_to_id", "task_to_id"),  # whisper
-    "vocabulary_map",  # chameleon, emu3
-)
+_BY_NAME = ("vocabulary_map", "lang_to_id", "task_to_id")
+"""Token ids by name (chameleon: the tokens of images, which are never written; whisper)."""
+_STRUCTURES = ("bad_words_ids", "force_words_ids", "forced_decoder_ids", "sequence_bias")
 """Token ids in structures that only a person can carry over."""
 _POSITIONS_FROM_PAD = (
     *("altclip_text_model", "bridgetower_text_model", "camembert", "clap_text_model"),
@@ -72,7 +70,7 @@ class Retarget:
         sizes = dict.fromkeys(_main_sizes(config), self.rows) | dict(self.sizes)
         sizes[self.old_rows] = self.rows
         new = self._level(config, "config.json", sizes, all_stops=alone)
-        levels = [level for level in _levels(new) if level.get("vocab_size") == self.rows]
+        levels = [level for level in _levels(new) if level.get("vocab_size") in sizes.values()]
         if not levels:
             text = new.get("text_config")
             levels = [text if isinstance(text, dict) else new]
@@ -113,6 +111,8 @@ class Retarget:
             elif key in _STRUCTURES and value:
                 self.warnings.append(f"{where}: has token ids of the source; change it by hand")
                 new[key] = value
+            elif key in _BY_NAME and isinstance(value, dict):
+                new[key] = self._by_name(value, where)
             elif isinstance(value, dict):
                 new[key] = self._level(value, where, sizes, all_stops)
             elif VOCABULARY_SIZE.fullmatch(key) and type(value) is int and value in sizes:
@@ -170,6 +170,16 @@ class Retarget:
             self.warnings.append(
                 f"{where}: the source's tokens {lost} are not in the target vocabulary and were "
                 f"dropped; it is {kept} now"
+            )
+        return kept
+
+    def _by_name(self, ids: Mapping[str, Any], where: str) -> dict[str, Any]:
+        found = {name: self.targets_of.get(n) for name, n in ids.items() if type(n) is int}
+        kept = {name: targets[0] for name, targets in found.items() if targets}
+        if len(kept) < len(ids):
+            self.warnings.append(
+                f"{where}: {len(ids) - len(kept):,} of its {len(ids):,} tokens are not in the "
+                "target vocabulary and were dropped"
             )
         return kept
 
