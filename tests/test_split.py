@@ -111,11 +111,11 @@ PARTS = st.binary(min_size=1, max_size=4).map(lambda part: bytes(byte % 3 + 97 f
 @settings(deadline=None)
 def test_without_a_tokenizer_json_the_split_is_the_shortest(tokens, texts):
     pieces = tuple(token.decode() for token in tokens)
-    split = Splitter(Vocabulary(Path("x.tiktoken"), pieces, tuple(tokens), {}, {}))
+    split = Splitter(Vocabulary(Path("x.tiktoken"), "tiktoken", pieces, tuple(tokens), {}, {}))
     text = b"".join(texts)[:9]
     assert split(text) == brute_force({token: i for i, token in enumerate(tokens)}, text)
 
 
 def test_a_real_piece_goes_before_a_byte_piece_and_the_lowest_id_before_others():
     pieces, text = ("<0x41>", "A", "A"), (b"A", b"A", b"A")
-    assert Splitter(Vocabulary(Path("x.model"), pieces, text, {}, {}))(b"AA") == [1, 1]
+    assert Splitter(Vocabulary(Path("x.model"), "BPE", pieces, text, {}, {}))(b"AA") == [1, 1]
