@@ -19,7 +19,7 @@ from clpstream.checkpoint import (
 )
 from clpstream.errors import ClpstreamError
 from clpstream.hub import model_name, open_headers
-from clpstream.plan import check_helper
+from clpstream.plan import absent_roles, check_configs, check_helper
 from clpstream.progress import Progress
 from clpstream.vocabulary import Vocabulary, read_vocabulary
 
@@ -97,8 +97,9 @@ def inspect(model: str | Path, progress: Progress | None = None) -> Inspection:
     if table is not None and vocabulary is not None:
         _, behind = _attempt(lambda: check_helper(table, vocabulary))
     tied = is_tied(tensors) if tensors and here else None
-    no_config = None if checkpoint.config else "no config.json in it; the target needs one"
+    _, no_config = _attempt(lambda: check_configs(checkpoint))
     config = checkpoint.config
+    architectures = config.get("architectures")
     quantisation = config.get("quantization_config")
     dtypes: Counter[str] = Counter()
     for span in checkpoint.tensors:
@@ -106,7 +107,7 @@ def inspect(model: str | Path, progress: Progress | None = None) -> Inspection:
     return Inspection(
         model=model_name(checkpoint.directory),
         model_type=config.get("model_type"),
-        architectures=tuple(map(str, config.get("architectures") or ())),
+        architectures=tuple(map(str, architectures if isinstance(architectures, list) else ())),
         parameters=dtypes.total(),
         bytes=sum(shard.size for shard in checkpoint.shards),
         shards=len(checkpoint.shards),
@@ -171,7 +172,7 @@ def _warnings(
     tied: bool | None,
     vocabulary: Vocabulary,
 ) -> tuple[str, ...]:
-    found = list(vocabulary.notes)
+    found = [*vocabulary.notes, *absent_roles(vocabulary)]
     rows = min((tensor.rows for tensor in tensors), default=vocabulary.size)
     if vocabulary.size > rows:
         found.append(

@@ -127,8 +127,7 @@ def make_plan(
             f"pad_to_multiple_of is {pad_to_multiple_of}; it must be from 1 to {_MOST_PADDING}"
         )
     big, small = open_checkpoint(source), open_checkpoint(helper, only=input_embeddings_names)
-    if not (big.directory / "config.json").exists():
-        raise CheckpointError(f"{big.directory}: no config.json in it; the target needs one")
+    check_configs(big)
     tensors = find_vocabulary_tensors(big, vocab_tensors, pass_through)
     # of the helper only the input embeddings are read, so no sweep over its other tensors
     embeddings = input_embeddings(small)
@@ -194,6 +193,13 @@ def make_plan(
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise TransferError(f"{name} is {value!r}; it can be {', '.join(choices)}")
+
+
+def check_configs(source: Checkpoint) -> None:
+    """Refuse a source without a config.json, or with a generation_config.json that is no JSON."""
+    if not (source.directory / "config.json").exists():
+        raise CheckpointError(f"{source.directory}: no config.json in it; the target needs one")
+    read_json_if_there(source.directory / "generation_config.json")
 
 
 def check_helper(embeddings: VocabularyTensor, vocabulary: Vocabulary) -> None:
@@ -275,11 +281,7 @@ def _vocabulary_warnings(
             f"{old.path}: token ids from {source_rows} to {old.size - 1} have no row in the "
             "source; they are not shared"
         )
-    for role, piece in new.absent.items():
-        warnings.append(
-            f"{new.path}: the {role} token {piece!r} of tokenizer_config.json is not in the "
-            "tokenizer; transformers gives it an id without a row"
-        )
+    warnings += absent_roles(new)
     for token in dict.fromkeys(new.roles.values()) if match_by != "exact" else ():
         named = [role for role, own in new.roles.items() if own == token and role in old.roles]
         if len({old.roles[role] for role in named}) > 1:
@@ -288,6 +290,15 @@ def _vocabulary_warnings(
                 f"tokens in the source; it has the row of {old.describe(old.roles[named[0]])}"
             )
     return warnings
+
+
+def absent_roles(vocabulary: Vocabulary) -> list[str]:
+    """A warning for each special token that is named and has no id."""
+    return [
+        f"{vocabulary.path}: the {role} token {piece!r} of tokenizer_config.json is not in the "
+        "tokenizer; transformers gives it an id without a row"
+        for role, piece in vocabulary.absent.items()
+    ]
 
 
 def _origin_warnings(
