@@ -17,20 +17,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clpstream.checkpoint import FLOATS, TensorRows
 from clpstream.errors import NotFiniteError, OutputError
 from clpstream.hub import cache_entry, local_directory
-from clpstream.origins import NO_ROW
+from clpstream.new_rows import new_rows
 from clpstream.output.files import json_bytes, write_file
 from clpstream.output.report import REPORT_FILE, Report, peak_memory
-from clpstream.output.shards import NewTensor, write_shard
+from clpstream.output.shards import write_shard
 from clpstream.output.staging import check_place, check_space, free_bytes, staged
-from clpstream.output.target_rows import target_rows
 from clpstream.output.verify import verify
 from clpstream.plan import Pieces, Plan, Shared, make_plan
 from clpstream.progress import Progress, Update
 from clpstream.reporting import make_report
-from clpstream.transfer import Method, Prepared, Rows, Selected, gathered, mean
+from clpstream.transfer import Method, Prepared, Rows, Selected
 from clpstream.vocabulary import Match
 
 
@@ -155,7 +153,7 @@ def _write(plan: Plan, stage: Path, progress: Progress) -> Report:
         with progress.task("writing", plan.shard_bytes, "B") as update:
             for shard in plan.shards:
                 write_shard(
-                    stage / shard.name, shard, lambda part: _rows(plan, prepared, part), update
+                    stage / shard.name, shard, lambda part: new_rows(plan, prepared, part), update
                 )
     report = make_report(plan, prepared)
     for name, content in plan.written.items():
@@ -172,65 +170,6 @@ def _prepare(plan: Plan, progress: Progress) -> Prepared:
     wanted = Selected(helper, origins.helper_rows)
     with progress.task(f"{plan.method.name}: missing tokens", wanted.shape[0], "tokens") as update:
         return plan.method.prepare(Selected(helper, origins.anchor_rows), _Counted(wanted, update))
-
-
-def _rows(plan: Plan, prepared: Prepared, new: NewTensor) -> Iterator[npt.NDArray[Any]]:
-    make = _combined_rows if new.tensor.span.dtype in FLOATS else _copied_rows
-    for plane in range(new.tensor.planes):
-        yield from make(plan, prepared, new, new.tensor.plane(plane))
-
-
-def _combined_rows(
-    plan: Plan, prepared: Prepared, new: NewTensor, source: TensorRows
-) -> Iterator[npt.NDArray[Any]]:
-    """The rows of one plane of a tensor."""
-    origins = plan.origins
-    anchors = Selected(source, origins.anchors)
-    copied = _with_idle_rows(plan, new, source)
-    made = [(origins.combined, prepared.rows(anchors))]
-    if origins.pieces:
-        groups = [_pieces(plan, new, group) for group in origins.pieces.values()]
-        weights = [[1 / len(group)] * len(group) for group in groups]
-        made.append((np.array(list(origins.pieces)), gathered(groups, weights, source)))
-    rest = len(copied) > (copied >= 0).sum() + sum(len(tokens) for tokens, _ in made)
-    filler = mean(anchors) if rest else np.zeros(source.shape[1])
-    return target_rows(source, copied, made, filler.astype(np.float32))
-
-
-def _copied_rows(
-    plan: Plan, prepared: Prepared, new: NewTensor, source: TensorRows
-) -> Iterator[npt.NDArray[Any]]:
-    """The rows of a tensor of integers, which can't be combined: those of the heaviest anchors."""
-    origins = plan.origins
-    copied = _with_idle_rows(plan, new, source)
-    nearest = prepared.nearest(range(len(origins.combined)), 1)
-    for token, (anchors, _) in zip(origins.combined.tolist(), nearest, strict=True):
-        copied[token] = origins.anchors[anchors[0]] if len(anchors) else NO_ROW
-    for token, pieces in origins.pieces.items():
-        copied[token] = pieces[0]
-    copied[copied == NO_ROW] = origins.anchors[0]
-    return target_rows(source, copied, [], np.zeros(source.shape[1], np.float32))
-
-
-def _with_idle_rows(plan: Plan, new: NewTensor, source: TensorRows) -> npt.NDArray[np.int64]:
-    """Source rows to copy, by target row: also for ids without a token, from the source's own
-    such rows if they are finite, and for rows behind the vocabulary."""
-    copied = np.concatenate([plan.origins.copied, np.arange(plan.base_rows, new.tensor.rows)])
-    spare = plan.spare[source.finite(source.words(plan.spare))]
-    if len(spare):
-        copied[plan.origins.idle] = np.resize(spare, len(plan.origins.idle))
-    return copied
-
-
-def _pieces(plan: Plan, new: NewTensor, pieces: tuple[int, ...]) -> tuple[int, ...]:
-    """Those of a token's pieces whose mean row it gets.
-
-    A model reads the last piece of a word where it knows the whole, and begins to write the word
-    with its first.
-    """
-    if plan.pieces == "mean":
-        return pieces
-    return pieces[:1] if new.tensor.role in ("output head", "head bias") else pieces[-1:]
 
 
 class _Counted:

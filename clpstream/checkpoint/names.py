@@ -77,6 +77,7 @@ NAMES_IF_AS_LONG: dict[str, Role] = {
     "output.weight": "output head",  # internlm2, git, llama's own format
     "decoder.weight": "output head",  # modernbert
     "proj_out.weight": "output head",  # whisper
+    "ff_out.weight": "output head",  # olmo before transformers
     "cls.weight": "output head",  # ultrabert
     "predictions.dense.weight": "output head",  # mobilebert: [hidden - embedding, vocabulary]
     "head.bias": "head bias",
@@ -91,11 +92,13 @@ input embeddings where no name is surer."""
 SPLIT_TABLES: dict[str, str] = {"wte.embedding": "wte.new_embedding"}  # molmo
 """First and second part of input embeddings that are stored in two."""
 
-NEVER_VOCABULARY: tuple[str, ...] = (
-    "wpe.weight",  # gpt2: positions
-    "embed_positions.weight",  # opt, bart: positions
-    "position_embeddings.weight",  # bert
-    "token_type_embeddings.weight",  # bert
+NEVER_VOCABULARY = frozenset(
+    (
+        "wpe.weight",  # gpt2: positions
+        "embed_positions.weight",  # opt, bart: positions
+        "position_embeddings.weight",  # bert
+        "token_type_embeddings.weight",  # bert
+    )
 )
 """Tables indexed by something else, whose length may equal the vocabulary's by accident."""
 

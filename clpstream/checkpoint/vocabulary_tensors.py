@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -138,7 +138,7 @@ def input_embeddings(
     sizes = vocabulary_sizes(checkpoint.config)
 
     def named(names: Mapping[str, Role]) -> list[VocabularyTensor]:
-        entries = [entry for entry, role in names.items() if role == "input embeddings"]
+        entries = {entry for entry, role in names.items() if role == "input embeddings"}
         return [
             VocabularyTensor(span, "input embeddings", f"named like {entry}")
             for span in tables
@@ -168,7 +168,7 @@ def input_embeddings_names(names: Iterable[str]) -> list[str]:
     """The tensors among which `input_embeddings` finds one, as far as names tell."""
     names = list(names)
     for known in (VOCABULARY_NAMES, NAMES_IF_AS_LONG):
-        entries = [entry for entry, role in known.items() if role == "input embeddings"]
+        entries = {entry for entry, role in known.items() if role == "input embeddings"}
         if found := [name for name in names if _entry(name, entries) is not None]:
             return found
     return []
@@ -292,9 +292,11 @@ def _refuse_split(span: TensorSpan) -> None:
         )
 
 
-def _entry(name: str, entries: Iterable[str]) -> str | None:
-    """The entry of a table of names that a tensor's name matches."""
-    return next((e for e in entries if name == e or name.endswith("." + e)), None)
+def _entry(name: str, entries: Container[str]) -> str | None:
+    """The entry of a table of names that a tensor's name matches, the longest if there are some."""
+    parts = name.split(".")
+    ends = (".".join(parts[place:]) for place in range(len(parts)))
+    return next((end for end in ends if end in entries), None)
 
 
 def _sweep(spans: list[TensorSpan], lengths: set[int]) -> None:
