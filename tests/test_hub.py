@@ -131,7 +131,7 @@ def files(directory: Path) -> dict[str, bytes]:
     """Content by name; of the report, what does not tell where the inputs come from."""
     found = {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*")}
     report = json.loads(found["clpstream.json"])
-    for entry in (report["source"], report["helper"]):
+    for entry in (report["source"], report["helper"], report["tokenizer"]):
         del entry["name"]
     del report["left_behind"]
     return found | {"clpstream.json": json.dumps(report).encode()}
