@@ -309,7 +309,7 @@ def _origin_warnings(
     behind = [t for t in range(embeddings.rows, helper.size) if helper.pieces[t] is not None]
     if behind:
         warnings.append(
-            f"{helper.path}: {len(behind):,} tokens have no row in the helper: "
+            f"{helper.path}: tokens without a row in the helper are made as those that it lacks: "
             f"{_names(helper, behind)}"
         )
     if len(origins.unknown):

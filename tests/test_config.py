@@ -81,6 +81,16 @@ def test_a_list_of_stop_tokens_stays_a_list_and_names_what_it_lost():
     assert "generation_config.json: eos_token_id" in made.warnings[0]
 
 
+def test_a_list_of_stop_tokens_that_are_all_lost_is_null_and_not_empty():
+    """transformers' generate() fails on an empty list."""
+    made = retarget(roles={})
+    assert made.generation_config({"eos_token_id": [98, 99], "suppress_tokens": [99]}) == {
+        "eos_token_id": None,
+        "suppress_tokens": [],
+    }
+    assert "no eos token" in made.warnings[0]
+
+
 def test_every_token_with_the_row_of_the_stop_token_stops():
     """The source has one token for bos and eos: its logits would be shared by two."""
     shared = {"targets_of": {12: (1, 2)}}

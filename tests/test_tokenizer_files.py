@@ -238,6 +238,20 @@ def test_tiktoken_files(name, tmp_path):
     assert vocabulary.absent == {"pad": "<|pad|>"}
 
 
+def test_a_tiktoken_files_special_tokens_are_not_guessed_but_taken_from_the_configs(tmp_path):
+    """Qwen's file has '<s>' as text; <|endoftext|> is in its code, and its id in the configs."""
+    write_tiktoken(tmp_path / "qwen.tiktoken", [b"a", b"</s>", b"<s>"])
+    with (tmp_path / "qwen.tiktoken").open("ab") as file:
+        file.write(b"= 3\n")  # as at the end of Whisper's: a token of no bytes
+    write_json(tmp_path / "config.json", {"bos_token_id": 1})
+    write_json(tmp_path / "generation_config.json", {"eos_token_id": [5, 4], "pad_token_id": 5})
+    vocabulary = read_vocabulary(tmp_path)
+    assert vocabulary.text == (b"a", b"</s>", b"<s>", b"", None, None)
+    assert vocabulary.pieces[4:] == (None, "<|eos|>")
+    assert vocabulary.roles == {"eos": 5, "pad": 5}
+    assert any("no special tokens" in note for note in vocabulary.notes)
+
+
 def test_tekken_has_its_special_tokens_first_and_ends_where_it_says(tmp_path):
     special = [{"rank": 0, "token_str": "<unk>"}, {"rank": 2, "token_str": "</s>"}]
     write_tekken(

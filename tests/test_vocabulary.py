@@ -157,6 +157,45 @@ def test_special_tokens_match_by_role_then_by_name(tmp_path):
     assert overlap.rules == {"role": 2, "name": 1, "bytes": 1}
 
 
+def test_tokens_that_both_have_keep_their_rows_although_their_roles_differ(tmp_path):
+    """As a base model and a chat model of one family, whose texts end with different tokens."""
+    for name, end in (("base", "<|end|>"), ("chat", "<|turn|>")):
+        write_tokenizer(tmp_path / name, ["x"], special={"bos": "<|end|>", "pad": "<|turn|>"})
+        write_json(
+            tmp_path / name / "tokenizer_config.json",
+            {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end},
+        )
+    base, chat = (read_vocabulary(tmp_path / name) for name in ("base", "chat"))
+    assert (base.roles["eos"], chat.roles["eos"]) == (0, 1)
+    for source, target in ((base, chat), (chat, base)):
+        assert match(source, target).source_of.tolist() == [0, 1, 2]
+
+
+def test_a_token_is_found_by_name_where_one_file_calls_it_special_and_one_does_not(tmp_path):
+    for name, special in (("a", True), ("b", False)):
+        write_tokenizer(tmp_path / name, ["x"], special={"eos": "</s>", "pad": "<mask>"})
+        tokenizer = read_json(tmp_path / name / "tokenizer.json")
+        tokenizer["added_tokens"][1]["special"] = special
+        del tokenizer["model"]["vocab"]["<mask>"]
+        write_json(tmp_path / name / "tokenizer.json", tokenizer)
+        write_json(tmp_path / name / "tokenizer_config.json", {"eos_token": "</s>"})
+    a, b = (read_vocabulary(tmp_path / name) for name in ("a", "b"))
+    assert (a.text[1], b.text[1]) == (None, b"<mask>")
+    for source, target in ((a, b), (b, a)):
+        assert match(source, target).source_of.tolist() == [0, 1, 2]
+        assert match(source, target).rules["name"] == 1
+
+
+def test_text_that_looks_like_another_models_special_token_is_not_it(tmp_path):
+    """Gemma's '<s>' is HTML, and Llama's begins a text."""
+    write_tokenizer(tmp_path / "a", ["x"], special={"bos": "<s>"})
+    write_tokenizer(tmp_path / "b", ["x"], special={"bos": "<bos>"})
+    write_json(tmp_path / "b" / "added_tokens.json", {"<s>": 2})
+    llama, gemma = (read_vocabulary(tmp_path / name) for name in ("a", "b"))
+    assert match(llama, gemma).source_of.tolist() == [0, 1, -1]
+    assert match(gemma, llama).source_of.tolist() == [0, 1]
+
+
 def test_a_token_that_begins_and_ends_texts_gets_the_row_that_ends_them(tmp_path):
     """Else a Llama with GPT-2's tokenizer would never stop."""
     write_tokenizer(tmp_path / "a", ["x"], special={"bos": "<s>", "eos": "</s>"})

@@ -160,11 +160,14 @@ class Retarget:
         is_behind = type(value) is int and self.old_rows <= value < max(self.sizes)
         return value - self.old_rows + self.rows if is_behind else value
 
-    def _list(self, values: list[int], role: str | None, where: str) -> list[int]:
+    def _list(self, values: list[int], role: str | None, where: str) -> list[int] | None:
         kept = [self.targets_of[value][0] for value in values if value in self.targets_of]
         if role is not None and role in self.roles:
             kept.insert(0, self.roles[role])
         kept = list(dict.fromkeys(kept))
+        if not kept and values and role in ROLES:  # generate() fails on an empty list
+            self.warnings.append(f"{where}: the target tokenizer has no {role} token: null")
+            return None
         lost = [value for value in values if value not in self.targets_of]
         if lost:
             self.warnings.append(
@@ -198,8 +201,8 @@ class Retarget:
         if len(every) == len(first):
             return new
         self.warnings.append(
-            f"{where}: {every}: these tokens all have the row of the source's eos token, and each "
-            "of them stops"
+            f"{where}: {every}: each of these stops, since tokens with the row of one of the "
+            "source's eos tokens do"
         )
         return every
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from clpstream.vocabulary.files import TEKKEN_FILE, TOKENIZER_FILE
+from clpstream.vocabulary.files import TEKKEN_FILE, TIKTOKEN, TOKENIZER_FILE
 from clpstream.vocabulary.tokens import Vocabulary
 
 _MODEL_TYPES = {
@@ -37,6 +37,6 @@ def tokenizer_class(vocabulary: Vocabulary, config: Mapping[str, Any]) -> str | 
     """
     if isinstance(config.get("tokenizer_class"), str):
         return str(config["tokenizer_class"])
-    if vocabulary.path.name in (TOKENIZER_FILE, TEKKEN_FILE):
+    if vocabulary.path.name in (TOKENIZER_FILE, TEKKEN_FILE) or vocabulary.kind == TIKTOKEN:
         return "PreTrainedTokenizerFast"
     return _CLASSES.get(str(config.get("model_type")))

@@ -23,11 +23,12 @@ from clpstream.vocabulary.pieces import (
     piece_reader,
 )
 
+TIKTOKEN = "tiktoken"
 TOKENIZER_FILE, TEKKEN_FILE = "tokenizer.json", "tekken.json"
 _STRING = rb'[\s,]*"[^"\\]*(?:\\.[^"\\]*)*"'
 _MERGES = re.compile(rb'"merges"\s*:\s*\[')
 _SOME_MERGES = re.compile(rb"(?:%s|[\s,]*\[(?:%s){2}\s*\]){1,1000}" % (_STRING, _STRING))
-_RANKED = re.compile(rb"([A-Za-z0-9+/]+=*) (\d+)")
+_RANKED = re.compile(rb"([A-Za-z0-9+/]*=*) (\d+)")  # "= 50256" is a token of no bytes
 _OLD_TEKKEN_SPECIAL = (
     *("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
     *("[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]"),
@@ -152,7 +153,7 @@ def _tiktoken(path: Path, settings: Mapping[str, Any]) -> Listed:
             raise VocabularyError(
                 f"{path}: line {number} is not a token in base64 and its rank; download it again"
             )
-    return Listed("tiktoken", tokens, piece_reader(BYTE_LEVEL))
+    return Listed(TIKTOKEN, tokens, piece_reader(BYTE_LEVEL), flagged=True)
 
 
 def _vocab_json(path: Path, settings: Mapping[str, Any]) -> Listed:

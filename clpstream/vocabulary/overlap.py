@@ -73,10 +73,12 @@ def match(
 ) -> Overlap:
     """Match two vocabularies.
 
-    "bytes": special tokens by role, then by name; other tokens by the bytes they stand for. Among
-    source tokens with the same bytes, the one written the same way goes first, then an added token,
-    then a real piece before a byte-fallback piece, then the lowest id. A token that never comes up
-    in text, since an added token with the same bytes does, is matched only by one like it.
+    "bytes": special tokens by role, then by name; by name first where both vocabularies have both
+    tokens, since base and chat models of one family may differ in roles alone. Other tokens by the
+    bytes they stand for. Among source tokens with the same bytes, the one written the same way goes
+    first, then an added token, then a real piece before a byte-fallback piece, then the lowest id.
+    A token that never comes up in text, since an added token with the same bytes does, is matched
+    only by one like it.
     "exact": plain equality of the strings, over all tokens, as in CLP-Transfer.
     "fuzzy": as "bytes"; then tokens still missing match a token that differs in case, or in a
     space at its beginning or else its end. One with the same case goes first, then one with the
@@ -134,6 +136,9 @@ class _ByBytes:
         self._names = names
         self._roles = {role: token for role, token in source.roles.items() if token < limit}
         self._by_text = source.ids_by_text(limit)
+        self._target_special = {
+            piece for piece, text in zip(target.pieces, target.text, strict=True) if text is None
+        }
         self._hidden = {target.text[token] for token in target.added}
 
     def find(self, token: int, piece: str) -> tuple[int, str]:
@@ -142,6 +147,8 @@ class _ByBytes:
             return self._find_special(token, piece)
         first = self._by_text.get(text, MISSING)
         same_name = self._names.get(piece, MISSING)
+        if first == MISSING and token in self._target.added and self._is_nameless(same_name):
+            return same_name, "name"
         if same_name == MISSING or self._source.text[same_name] != text:
             return first, "bytes"
         comes_up = text not in self._hidden or token in self._target.added
@@ -149,14 +156,27 @@ class _ByBytes:
             return first, "bytes"
         return same_name, "bytes"
 
+    def _is_nameless(self, token: int) -> bool:
+        """Whether a token of the source is special, but not for anything that has a name here."""
+        known = token != MISSING and token not in self._source.roles.values()
+        return known and self._source.text[token] is None
+
     def _find_special(self, token: int, piece: str) -> tuple[int, str]:
+        same_name = self._names.get(piece, MISSING)
+        is_special = same_name != MISSING and self._source.text[same_name] is None
         for role, own in self._target.roles.items():
             if own == token and role in self._roles:
-                return self._roles[role], "role"
-        same_name = self._names.get(piece, MISSING)
-        if same_name != MISSING and self._source.text[same_name] is None:
+                other = self._roles[role]
+                if is_special and other != same_name and self._target_has(other):
+                    return same_name, "name"  # both models know both: their roles just differ
+                return other, "role"
+        if is_special or same_name in self._source.added:
             return same_name, "name"
         return MISSING, "name"
+
+    def _target_has(self, other: int) -> bool:
+        """Whether a special token of the source is one of the target by name."""
+        return self._source.pieces[other] in self._target_special
 
 
 def _alike(

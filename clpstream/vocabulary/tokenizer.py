@@ -9,7 +9,7 @@ from typing import Any
 
 from clpstream.errors import VocabularyError
 from clpstream.inputs import read_json_if_there
-from clpstream.vocabulary.files import find_tokenizer, is_id
+from clpstream.vocabulary.files import TIKTOKEN, Listed, find_tokenizer, is_id
 from clpstream.vocabulary.tokens import Vocabulary
 
 MAX_IDS = 1 << 24
@@ -42,6 +42,9 @@ def read_vocabulary(directory: str | Path) -> Vocabulary:
     config = read_json_if_there(directory / "config.json")
     listed = read(path, {**config, **settings})
     found = {**_added_tokens(directory, settings), **(listed.added or {})}
+    if listed.kind == TIKTOKEN:
+        config = {**read_json_if_there(directory / "generation_config.json"), **config}
+        found |= _in_code(listed, found, config)
     own = _Tokens.of(listed.tokens)
     added = _Tokens.of((piece, token) for piece, (token, _) in found.items())
     if not own.pieces:
@@ -73,7 +76,7 @@ def read_vocabulary(directory: str | Path) -> Vocabulary:
         roles=roles,
         absent=absent,
         added=plain,
-        notes=tuple(_notes(path, named, own, added)),
+        notes=(*_notes(path, named, own, added), *_lost_notes(path, listed, found)),
     )
 
 
@@ -100,6 +103,20 @@ class _Tokens:
                 pieces[token] = piece
             ids[piece] = token
         return _Tokens(pieces, ids, clashes)
+
+
+def _in_code(
+    listed: Listed, found: Mapping[str, tuple[int, bool]], config: dict[str, Any]
+) -> dict[str, tuple[int, bool]]:
+    """Special tokens that only the code of a tokenizer's class names, as far as configs tell."""
+    size = 1 + max((token for _, token in listed.tokens), default=-1)
+    known = {token for token, _ in found.values()}
+    new: dict[int, str] = {}
+    for role in ROLES:
+        token = _first_id(config, f"{role}_token_id")
+        if token is not None and token >= size and token not in known:
+            new.setdefault(token, f"<|{role}|>")
+    return {piece: (token, True) for token, piece in new.items()}
 
 
 def _added_tokens(directory: Path, settings: dict[str, Any]) -> dict[str, tuple[int, bool]]:
@@ -151,6 +168,15 @@ def _notes(path: Path, named: dict[str, Any], own: _Tokens, added: _Tokens) -> l
             "ids without a row"
         )
     return notes
+
+
+def _lost_notes(path: Path, listed: Listed, found: Mapping[str, tuple[int, bool]]) -> list[str]:
+    if listed.kind != TIKTOKEN or len(found) > len(ROLES):  # somebody listed them beside it
+        return []
+    return [
+        f"{path}: a tiktoken file lists no special tokens; but for those that the files beside it "
+        "name, those of the code of its class are not known here"
+    ]
 
 
 def _roles(
