@@ -532,15 +532,17 @@ def test_every_special_token_is_in_the_table_those_with_a_role_first(place: Path
     extra = [(20, "zoo"), (21, "☃☃"), (22, "sad")]
     tokenizer["added_tokens"] += [{"id": i, "content": t, "special": True} for i, t in extra]
     write_json(place / "new" / "tokenizer.json", tokenizer)
+    settings = read_json(place / "new" / "tokenizer_config.json")
+    write_json(place / "new" / "tokenizer_config.json", settings | {"sep_token": "sad"})
     report, _ = run(place, tokenizer=place / "new", map_tokens={"sad": " the"})
     table = [(entry.id, entry.token, entry.roles, entry.row) for entry in report.special_tokens]
     assert table == [
         (0, "<s>", ("bos",), "mean row"),
         (1, "</s>", ("eos", "unk"), "row of </s>"),
         (2, "pad", ("pad",), "made from 'p', 'a', 'd'"),
+        (22, "sad", ("sep",), "row of ' the'"),
         (20, "zoo", (), "made from 'z', 'o', 'o'"),
         (21, "☃☃", (), "mean row"),
-        (22, "sad", (), "row of ' the'"),
     ]
     stored = read_json(place / "target" / "clpstream.json")["special_tokens"]
     assert [entry["row"] for entry in stored] == [row for *_, row in table]
