@@ -222,24 +222,21 @@ def test_the_helper_must_share_tokens_with_the_source_whatever_the_tokenizer(pla
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram", "metaspace", "byte-level"])
-def test_a_text_that_the_sources_tokenizer_refuses_is_split_all_the_same(
-    place: Path, kind: str
-) -> None:
-    """WordPiece without its unknown token gives an error for every text."""
-    ids = write_source(place / "source", words=[*"abc", " a", " b", " c"], kind=kind)
+def test_every_kind_of_tokenizer_splits(place: Path, kind: str) -> None:
+    """WordPiece without its unknown token gives an error for 'ab', with which no word can begin."""
+    ids = write_source(place / "source", words=[*"abc", " c"], kind=kind)
     if kind == "wordpiece":
         tokenizer = read_json(place / "source" / "tokenizer.json")
         tokenizer["model"]["unk_token"] = "[UNK]"
         write_json(place / "source" / "tokenizer.json", tokenizer)
     write_helper(place / "helper", ["a", " c"])
-    write_tokenizer(place / "new", [" cab"])
+    write_tokenizer(place / "new", [" cab", "ab"])
     _, after = run(place, tokenizer=place / "new")
-    first = {"wordpiece": "c", "byte-level": "Ġ"}.get(kind, "▁c")
-    pieces = [first, *(("##a", "##b") if kind == "wordpiece" else "ab")]
-    if kind == "byte-level":
-        pieces = ["Ġc", "a", "b"]  # its tokenizer has no Ġ by itself: the fewest tokens
-    rows = rows_of(place, EMBEDDINGS)[[ids[piece] for piece in pieces]]
-    assert close(after[EMBEDDINGS][1], rows.mean(axis=0))
+    first = {"wordpiece": "c", "byte-level": "Ġc"}.get(kind, "▁c")
+    inside = ["##a", "##b"] if kind == "wordpiece" else ["a", "b"]
+    for token, pieces in ((1, [first, *inside]), (2, inside)):
+        rows = rows_of(place, EMBEDDINGS)[[ids[piece] for piece in pieces]]
+        assert close(after[EMBEDDINGS][token], rows.mean(axis=0))
 
 
 # --- --map-token
@@ -552,6 +549,7 @@ def test_ids_beyond_a_smaller_target_are_moved_or_named(place: Path) -> None:
     """Of a target with four tokens, no id of the source may stay without a word."""
     write_tokenizer(place / "new", ["a", "b", " and"])
     a, z, the, last = (SOURCE[word] for word in ("a", "z", " the", "ing"))
+    slices = {"slice_start_id": SOURCE[" and"], "slice_end_id": SOURCE["b"]}
     ids = {
         "eos_token_id": [0, a, z],
         "suppress_tokens": [a, the],
@@ -564,9 +562,7 @@ def test_ids_beyond_a_smaller_target_are_moved_or_named(place: Path) -> None:
         "lang_to_id": {"<de>": z, "<en>": a},
     }
     write_json(place / "source" / "generation_config.json", ids | {"temperature": 0.5})
-    change(
-        place / "source", lambda tensors: None, image_token_id=last, slice_start_id=a, newline_id=z
-    )
+    change(place / "source", lambda tensors: None, image_token_id=last, **slices, newline_id=z)
     report, _ = run(place, tokenizer=place / "new")
     made = read_json(place / "target" / "generation_config.json")
     assert made["eos_token_id"] == [0, 1]
@@ -577,11 +573,11 @@ def test_ids_beyond_a_smaller_target_are_moved_or_named(place: Path) -> None:
     assert made["pad_token_id"] is None
     assert made["temperature"] == 0.5
     config = read_json(place / "target" / "config.json")
-    assert (config["slice_start_id"], config["eos_token_id"]) == (1, 0)
+    assert (config["slice_start_id"], config["slice_end_id"], config["eos_token_id"]) == (3, 2, 0)
     named = " ".join(report.warnings)
     for key in {*ids, "image_token_id", "newline_id"} - {"decoder_start_token_id"}:
         assert f": {key}: " in named, key
-    assert "slice_start_id" not in named
+    assert "slice_" not in named
 
 
 def test_ids_under_the_names_of_old_configs(place: Path) -> None:
