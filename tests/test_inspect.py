@@ -309,9 +309,3 @@ def test_inspecting_writes_nothing_and_reads_no_values(model: Path) -> None:
     model.chmod(0o755)
     assert found.as_source is None
     assert {path.name: path.stat().st_mtime_ns for path in model.iterdir()} == before
-
-
-def test_the_options_of_inspect_are_in_its_help() -> None:
-    done = run("--help")
-    assert done.returncode == 0
-    assert "CLPSTREAM_JSON" in done.stdout
