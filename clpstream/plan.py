@@ -37,7 +37,7 @@ Pieces = Literal["mean", "ends"]
 
 _OWN_TOKENIZER = ("qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "siglip2")
 """Model types whose tokenizer class transformers 5 takes from the type, whatever the files say."""
-_READING_BYTES = 64 << 20
+_READING_BYTES = 96 << 20
 """What reading rows, a block of the target and rounding it to its dtype take."""
 _SPARE_ROWS = 1024
 _MOST_PADDING = 1 << 16

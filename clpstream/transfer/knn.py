@@ -107,7 +107,7 @@ class Knn:
 
     @property
     def _typical_anchors(self) -> int:
-        return max(self.neighbors, 64) if self.weights == "sparsemax" else self.neighbors
+        return max(self.neighbors, 128) if self.weights == "sparsemax" else self.neighbors
 
     def _weigh(self, queries: Queries, anchors: Unit, k: int) -> Part:
         """A part for `SparseWeights`."""
