@@ -154,7 +154,7 @@ def description(found: Inspection) -> str:
 def _inspected(tensor: InspectedTensor) -> str:
     same = f"; same bytes as {tensor.same_as}" if tensor.same_as else ""
     shape = list(tensor.shape)
-    return f"tokens x  {tensor.name}, {tensor.role}, {tensor.dtype} {shape}: {tensor.why}{same}"
+    return f"tensor    {tensor.name}, {tensor.role}, {tensor.dtype} {shape}: {tensor.why}{same}"
 
 
 def _tokenizer(found: InspectedTokenizer) -> list[str]:
