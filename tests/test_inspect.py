@@ -105,7 +105,7 @@ def test_people_get_one_screen(model: Path) -> None:
     lines = done.stdout.splitlines()
     assert len(lines) < 24
     assert [line[:10].strip() for line in lines] == [
-        *("model", "weights", "tensor", "tokens x", "head", "config", "tokenizer", "special"),
+        *("model", "weights", "tensor", "tensor", "head", "config", "tokenizer", "special"),
         *("source", "helper"),
     ]
     size = TOKENS + 3
