@@ -339,10 +339,12 @@ MISTAKES: dict[str, Mistake] = {
     "embeddings in float8": Mistake(
         retype(EMBEDDINGS, ml_dtypes.float8_e4m3fn), (FIRST, EMBEDDINGS, "F8_E4M3")
     ),
-    "no known input embeddings": Mistake(RENAMED, ("source", "input embeddings", "embed_tokens")),
+    "no known input embeddings": Mistake(
+        RENAMED, ("source", "input embeddings", "--vocab-tensor", "model.tokens.table")
+    ),
     "no known input embeddings in the helper": Mistake(
         tensors(HELPER, lambda found: found.update({"table": found.pop(TABLE)})),
-        ("helper", "input embeddings", "wte"),
+        ("helper", "input embeddings", "table"),
     ),
     "unexplained tensor as long as the vocabulary": Mistake(
         tensors(SECOND, unexplained),

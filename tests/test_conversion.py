@@ -204,6 +204,7 @@ def test_weights_of_layers_and_positions_are_not_taken_for_vocabulary(tmp_path):
     write_helper(tmp_path / "helper")
     tensors = read_tensors(tmp_path / "source")
     tensors["h.0.mlp.c_fc.weight"] = random_rows(16, len(rows), 7)
+    tensors["h.0.mlp.c_proj.weight"] = random_rows(len(rows), 16, 7)
     tensors["transformer.wpe.weight"] = random_rows(len(rows), 16, 8)
     write_checkpoint(tmp_path / "source", tensors, {"model_type": "gpt2"})
     clpstream.convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target")
@@ -270,6 +271,7 @@ def test_a_layer_that_is_like_no_other_is_the_body_all_the_same(tmp_path):
     write_helper(tmp_path / "helper")
     tensors = read_tensors(tmp_path / "source")
     tensors["model.layers.0.mlp.up_proj.weight"] = random_rows(len(rows), 16, 7)
+    tensors["model.layers.0.mlp.down_proj.weight"] = random_rows(16, len(rows), 7)
     tensors["model.layers.0.self_attn.q_proj.weight"] = random_rows(len(rows), 16, 8)
     for expert in range(3):
         tensors[f"model.layers.1.mlp.experts.{expert}.w"] = random_rows(4, 16, expert)

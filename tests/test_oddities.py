@@ -20,6 +20,7 @@ from make import (
     read_tensors,
     write_checkpoint,
     write_helper,
+    write_json,
     write_tokenizer,
 )
 from safetensors import deserialize
@@ -222,6 +223,81 @@ def test_ids_after_the_vocabulary_move_with_it(tmp_path: Path) -> None:
     assert new["audio_config"] == {"vocab_size": 4, "vocab_offset": TARGET_ROWS + 4}
 
 
+def test_a_table_that_every_layer_has_does_not_pass_unseen(tmp_path: Path) -> None:
+    tables = {
+        f"model.layers.{n}.attn.value_embedding.weight": random_rows(ROWS, 8, n) for n in (1, 2)
+    }
+    source, helper, target = write(tmp_path, LLAMA | tables)
+    with pytest.raises(clpstream.CheckpointError, match=r"value_embedding.*--vocab-tensor"):
+        clpstream.convert(source, helper, target)
+    clpstream.convert(source, helper, target, vocab_tensors=list(tables))
+    after = read_tensors(target)
+    for name, before in tables.items():
+        check_rows(before, after[name])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"vocab_size": ROWS, "decoder_vocab_size": 40},  # marian
+        {"src_vocab_size": ROWS, "tgt_vocab_size": 40},  # fsmt
+        {"encoder": {"vocab_size": ROWS}, "decoder": {"vocab_size": 40}},
+    ],
+)
+def test_a_model_with_two_vocabularies_is_refused(config: dict[str, Any], tmp_path: Path) -> None:
+    tensors = {
+        "model.encoder.embed_tokens.weight": random_rows(ROWS, WIDTH, 1),
+        "model.decoder.embed_tokens.weight": random_rows(40, WIDTH, 2),
+    }
+    source, helper, target = write(tmp_path, tensors, {"model_type": "some"} | config)
+    with pytest.raises(clpstream.CheckpointError, match="two vocabularies"):
+        clpstream.convert(source, helper, target)
+
+
+def test_a_part_with_a_vocabulary_of_its_own_keeps_its_table(tmp_path: Path) -> None:
+    """InstructBLIP's Q-Former has BERT's, which may be nearly as long as the language model's."""
+    tensors = {
+        "qformer.embeddings.word_embeddings.weight": random_rows(ROWS - 3, 8, 1),
+        "language_model.model.embed_tokens.weight": random_rows(ROWS, WIDTH, 2),
+    }
+    config = {"qformer_config": {"vocab_size": ROWS - 3}, "text_config": {"vocab_size": ROWS}}
+    source, helper, target = write(tmp_path, tensors, {"model_type": "some"} | config)
+    clpstream.convert(source, helper, target)
+    after = read_tensors(target)
+    table = "language_model.model.embed_tokens.weight"
+    check_rows(tensors[table], after[table])
+    assert np.array_equal(
+        *(t["qformer.embeddings.word_embeddings.weight"] for t in (tensors, after))
+    )
+    sizes = read_json(target / "config.json")
+    assert sizes["qformer_config"]["vocab_size"] == ROWS - 3
+
+
+@pytest.mark.parametrize("name", ["decoder.weight", "output.weight", "proj_out.weight"])
+def test_a_head_with_a_general_name_and_fewer_rows_is_not_guessed_at(
+    name: str, tmp_path: Path
+) -> None:
+    source, helper, target = write(tmp_path, LLAMA | {name: random_rows(ROWS - 5, WIDTH, 3)})
+    with pytest.raises(clpstream.CheckpointError, match=f"{name}.*--pass-through"):
+        clpstream.convert(source, helper, target)
+    clpstream.convert(source, helper, target, pass_through=[name])
+
+
+def test_a_head_quantised_in_an_unknown_way_is_refused_by_name(tmp_path: Path) -> None:
+    parts = {"lm_head.W_q": np.ones((ROWS, 8), np.uint8), "lm_head.scale": np.ones((ROWS, 1), "f4")}
+    tensors = {name: tensor for name, tensor in LLAMA.items() if name != "lm_head.weight"}
+    source, helper, target = write(tmp_path, tensors | parts)
+    with pytest.raises(clpstream.CheckpointError, match=r"lm_head\.weight' is quantised"):
+        clpstream.convert(source, helper, target)
+
+
+def test_a_tied_table_may_be_stored_as_the_head(tmp_path: Path) -> None:
+    tensors = {"lm_head.weight": random_rows(ROWS, WIDTH, 1)}
+    source, helper, target = write(tmp_path, tensors | BODY)
+    clpstream.convert(source, helper, target)
+    check_rows(tensors["lm_head.weight"], read_tensors(target)["lm_head.weight"])
+
+
 def test_two_tables_for_one_vocabulary_are_refused(tmp_path: Path) -> None:
     tables = ["model.transformer.wte.embedding", "model.transformer.wte.new_embedding"]
     tensors = {
@@ -300,8 +376,13 @@ def test_an_unexplained_tensor_as_long_as_the_vocabulary_stops(
 def test_a_length_inside_a_layer_may_be_the_vocabularys_by_accident(
     shape: tuple[int, ...], tmp_path: Path
 ) -> None:
+    """config.json tells; without it, the tensor could be a table that every layer has."""
     name = "model.layers.0.self_attn.relative_bias"
     inside = {name: np.arange(np.prod(shape), dtype=np.float32).reshape(shape)}
-    source, helper, target = write(tmp_path, LLAMA | inside)
+    config = {"model_type": "some", "vocab_size": ROWS}
+    source, helper, target = write(tmp_path, LLAMA | inside, config)
+    with pytest.raises(clpstream.CheckpointError, match=f"{name}.*--vocab-tensor"):
+        clpstream.convert(source, helper, target)
+    write_json(source / "config.json", config | {"max_position_embeddings": ROWS})
     clpstream.convert(source, helper, target)
     assert np.array_equal(read_tensors(target)[name], inside[name])

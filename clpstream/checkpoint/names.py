@@ -1,4 +1,4 @@
-"""Names of vocabulary tensors, as they stand in checkpoint files. Data only.
+"""Names of vocabulary tensors, as they stand in checkpoint files.
 
 A name matches when it equals an entry or ends with a dot and the entry, so that headless models
 ('wte.weight') and nested ones ('language_model.model.embed_tokens.weight') need no entries of
@@ -8,6 +8,7 @@ their own.
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from typing import Literal
 
 Role = Literal[
@@ -29,6 +30,8 @@ VOCABULARY_NAMES: dict[str, Role] = {
     "tok_embeddings.weight": "input embeddings",  # internlm2, modernbert, llama's own format
     "tokens_embed.weight": "input embeddings",  # openai-gpt
     "token_embedding.weight": "input embeddings",  # cohere_asr
+    "embed_text_tokens.weight": "input embeddings",  # csm
+    "text_embed_tokens.weight": "input embeddings",  # moshi's depth decoder
     "shared.weight": "input embeddings",  # t5, bart
     "value_embeddings.weight": "input embeddings",  # neomme
     "input_embedding.weight": "input embeddings",  # cpmant
@@ -37,6 +40,7 @@ VOCABULARY_NAMES: dict[str, Role] = {
     "tid2eid": "expert routing",  # deepseek_v4: token id -> ids of experts
     "lm_head.weight": "output head",
     "lm_head.linear.weight": "output head",  # phi before transformers
+    "lm_head.out_proj.weight": "output head",  # t5gemma
     "lm_head.decoder.weight": "output head",  # roberta
     "mlm_head.decoder.weight": "output head",  # flava
     "mmm_text_head.decoder.weight": "output head",  # flava
@@ -50,10 +54,12 @@ VOCABULARY_NAMES: dict[str, Role] = {
     "output_layer.weight": "output head",  # chatglm
     "output_projection.weight": "output head",  # fsmt
     "llm.unembed.weight": "output head",  # inkling2
+    "lm_loss.weight": "output head",  # xlnet
     "shared_head.head.weight": "output head",  # multi-token prediction layers of deepseek_v3
     "lm_head.bias": "head bias",  # phi, gptj, codegen, roberta
     "lm_head.linear.bias": "head bias",
     "lm_head.decoder.bias": "head bias",
+    "mlm_head.bias": "head bias",
     "mlm_head.decoder.bias": "head bias",
     "mmm_text_head.decoder.bias": "head bias",
     "predictions.bias": "head bias",  # bert, albert
@@ -63,6 +69,8 @@ VOCABULARY_NAMES: dict[str, Role] = {
     "vocab_projector.bias": "head bias",
     "pred_layer.proj.bias": "head bias",
     "log_softmax.mlp.layer0.bias": "head bias",
+    "embed_out.bias": "head bias",
+    "output_layer.bias": "head bias",
     "embedding_decoder.bias": "head bias",  # perceiver
     "lm_loss.bias": "head bias",  # xlnet
     "final_logits_bias": "head bias",  # bart, marian, pegasus: [1, vocabulary]
@@ -73,6 +81,8 @@ NAMES_IF_AS_LONG: dict[str, Role] = {
     "embeddings.weight": "input embeddings",  # mamba, rwkv, xlm
     "embedding.weight": "input embeddings",  # mamba's own format
     "transformer.w.weight": "input embeddings",  # ctrl
+    "emb.weight": "input embeddings",  # rwkv's own format
+    "text_embedding.weight": "input embeddings",  # qwen3-omni's talker
     "head.weight": "output head",  # rwkv
     "output.weight": "output head",  # internlm2, git, llama's own format
     "decoder.weight": "output head",  # modernbert
@@ -98,6 +108,7 @@ NEVER_VOCABULARY = frozenset(
         "embed_positions.weight",  # opt, bart: positions
         "position_embeddings.weight",  # bert
         "token_type_embeddings.weight",  # bert
+        "depth_decoder.model.embed_tokens.weight",  # csm: codes of sound
     )
 )
 """Tables indexed by something else, whose length may equal the vocabulary's by accident."""
@@ -116,11 +127,30 @@ QUANTISED_PARTS: tuple[str, ...] = (
 LAYER_STEMS = ("layer", "layers", "h", "block", "blocks", "stages")
 """What stands before a layer's number; other numbered things may well be indexed by token id."""
 
-LAYER_PARTS = ("attn", "attention", "mlp", "ffn", "feed_forward", "expert", "norm", "ln_", "mixer")
-"""What names of weights inside a layer have in them."""
-
-VOCABULARY_SIZE = re.compile(r"(?:(?!type)\w+_)?vocab_size(?:_\w+)?|n_words")
+VOCABULARY_SIZE = re.compile(
+    r"(?:(?!type)\w+_)?vocab_size(?:_\w+)?|n_words|n_vocab|vocabulary_size"
+)
 """Keys of config.json that hold a size of a vocabulary."""
 
 LANGUAGE_LEVELS = ("text_config", "llm_config", "language_config", "thinker_config", "decoder")
 """Levels of config.json that describe the language model of a model with several parts."""
+
+_LAYER = re.compile(rf"(?:^|\.)(?:{'|'.join(LAYER_STEMS)})\.\d+\.")
+
+
+def entry_of(name: str, entries: Container[str]) -> str | None:
+    """The entry of a table of names that a tensor's name matches, the longest if there are some."""
+    parts = name.split(".")
+    ends = (".".join(parts[place:]) for place in range(len(parts)))
+    return next((end for end in ends if end in entries), None)
+
+
+def vocabulary_role(name: str) -> Role | None:
+    """What a tensor of this name is, as far as names alone tell: None for any other tensor."""
+    entry = entry_of(name, VOCABULARY_NAMES)
+    return None if entry is None else VOCABULARY_NAMES[entry]
+
+
+def in_a_layer(name: str) -> bool:
+    """Whether a tensor belongs to one of a model's numbered layers."""
+    return _LAYER.search(name) is not None

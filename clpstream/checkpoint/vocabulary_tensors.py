@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Collection, Container, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -15,25 +13,24 @@ from clpstream.checkpoint.directory import Checkpoint
 from clpstream.checkpoint.dtypes import FLOATS, INTEGERS
 from clpstream.checkpoint.names import (
     LANGUAGE_LEVELS,
-    LAYER_PARTS,
-    LAYER_STEMS,
     NAMES_IF_AS_LONG,
     NEVER_VOCABULARY,
-    QUANTISED_PARTS,
-    SPLIT_TABLES,
     VOCABULARY_NAMES,
     VOCABULARY_SIZE,
     Role,
+    entry_of,
+    in_a_layer,
+    vocabulary_role,
 )
 from clpstream.checkpoint.rows import TensorRows
 from clpstream.checkpoint.safetensors_file import TensorSpan
+from clpstream.checkpoint.sweep import refuse_quantised, refuse_split, refuse_unexplained
 from clpstream.errors import CheckpointError
 
-_NUMBER = re.compile(r"\.\d+\.")
-_LAYER = re.compile(rf"(?:^|\.)(?:{'|'.join(LAYER_STEMS)})\.\d+\.")
 _NEAR = 0.1
 """Tables of one vocabulary may differ in length by this part: rows for images, or for a prompt."""
 _COMPARED_BYTES = 32 << 20
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ def find_vocabulary_tensors(
     found: list[VocabularyTensor] = []
     unexplained: list[TensorSpan] = []
     for span in checkpoint.tensors:
-        if span.name in pass_through:
+        if span.name in pass_through or entry_of(span.name, NEVER_VOCABULARY) is not None:
             continue
         tensor = _by_name(span, embeddings, span.name in vocab_tensors)
         if tensor is None:
@@ -113,9 +110,7 @@ def find_vocabulary_tensors(
             _check_usable(tensor)
             found.append(tensor)
     lengths = {tensor.rows for tensor in found}
-    if embeddings.width in lengths:  # then a length says nothing, but for tables' first axis
-        unexplained = [s for s in unexplained if len(s.shape) > 1 and s.shape[0] in lengths]
-    _sweep(unexplained, lengths)
+    refuse_unexplained(unexplained, lengths, embeddings.width, checkpoint.config)
     return tuple(found)
 
 
@@ -133,16 +128,20 @@ def input_embeddings(
 
     Raises CheckpointError if there are none, or they are of a dtype that can't be combined.
     """
-    spans = [s for s in checkpoint.tensors if s.name not in pass_through]
+    spans = [
+        span
+        for span in checkpoint.tensors
+        if span.name not in pass_through and entry_of(span.name, NEVER_VOCABULARY) is None
+    ]
     tables = [s for s in spans if len(s.shape) > 1]
     sizes = vocabulary_sizes(checkpoint.config)
 
-    def named(names: Mapping[str, Role]) -> list[VocabularyTensor]:
-        entries = {entry for entry, role in names.items() if role == "input embeddings"}
+    def named(names: Mapping[str, Role], role: Role = "input embeddings") -> list[VocabularyTensor]:
+        entries = {entry for entry, own in names.items() if own == role}
         return [
-            VocabularyTensor(span, "input embeddings", f"named like {entry}")
+            VocabularyTensor(span, role, f"named like {entry}")
             for span in tables
-            if (entry := _entry(span.name, entries)) is not None
+            if (entry := entry_of(span.name, entries)) is not None
         ]
 
     found = (
@@ -152,12 +151,18 @@ def input_embeddings(
     )
     if not found:
         for span in spans:
-            _refuse_quantised(span)
-            _refuse_split(span)
-        known = ", ".join(n for n, role in VOCABULARY_NAMES.items() if role == "input embeddings")
+            refuse_quantised(span)
+            refuse_split(span)
+        heads = named(VOCABULARY_NAMES, "output head")
+        as_long = [s for s in tables if s.shape[0] in {head.rows for head in heads}]
+        found = heads if len(as_long) == len(heads) else []  # a tied table may be stored as head
+    if not found:
+        long = [span.name for span in tables if not sizes or not {*sizes}.isdisjoint(span.shape)]
+        some = ", ".join(long[:_NAMED]) + (", ..." if len(long) > _NAMED else "")
         raise CheckpointError(
-            f"{checkpoint.directory}: no input embeddings found among its tensors (names known: "
-            f"{known}); name those of a source with --vocab-tensor"
+            f"{checkpoint.directory}: no tensor in it has a name that input embeddings are known "
+            f"to have; name those of a source with --vocab-tensor (as long as a vocabulary: "
+            f"{some or 'none'})"
         )
     best = min(found, key=lambda t: (t.rows not in sizes[:1], -t.rows, len(t.name), t.name))
     _check_usable(best)
@@ -169,9 +174,9 @@ def input_embeddings_names(names: Iterable[str]) -> list[str]:
     names = list(names)
     for known in (VOCABULARY_NAMES, NAMES_IF_AS_LONG):
         entries = {entry for entry, role in known.items() if role == "input embeddings"}
-        if found := [name for name in names if _entry(name, entries) is not None]:
+        if found := [name for name in names if entry_of(name, entries) is not None]:
             return found
-    return []
+    return [name for name in names if vocabulary_role(name) == "output head"]
 
 
 def is_tied(tensors: Collection[VocabularyTensor]) -> bool:
@@ -221,25 +226,26 @@ def vocabulary_size(config: Mapping[str, Any], rows: int) -> int:
     return next((size for size in sizes if type(size) is int and 0 < size < rows), rows)
 
 
-def vocabulary_role(name: str) -> Role | None:
-    """What a tensor of this name is, as far as names alone tell: None for any other tensor."""
-    entry = _entry(name, VOCABULARY_NAMES)
-    return None if entry is None else VOCABULARY_NAMES[entry]
-
-
 def _by_name(
     span: TensorSpan, embeddings: VocabularyTensor, by_user: bool
 ) -> VocabularyTensor | None:
     """The tensor as a vocabulary tensor, if its name or the user says so."""
     axis = _vocabulary_axis(span, embeddings.rows)
-    if (entry := _entry(span.name, VOCABULARY_NAMES)) is not None:
+    if (entry := entry_of(span.name, VOCABULARY_NAMES)) is not None:
         return VocabularyTensor(
             span, VOCABULARY_NAMES[entry], f"named like {entry}", 0 if axis is None else axis
         )
-    entry = _entry(span.name, NAMES_IF_AS_LONG)
-    if entry is not None and axis is not None and span.shape[axis] == embeddings.rows:
+    entry = entry_of(span.name, NAMES_IF_AS_LONG)
+    if entry is not None and axis is not None and not in_a_layer(span.name):
         why = f"named like {entry}, and as long as {embeddings.name}"
-        return VocabularyTensor(span, NAMES_IF_AS_LONG[entry], why, axis)
+        if span.shape[axis] == embeddings.rows:
+            return VocabularyTensor(span, NAMES_IF_AS_LONG[entry], why, axis)
+        if not by_user:
+            raise CheckpointError(
+                f"{span}: its name may be that of an {NAMES_IF_AS_LONG[entry]}, but it has "
+                f"{span.shape[axis]} rows, and '{embeddings.name}' has {embeddings.rows}; decide "
+                f"with --pass-through {span.name} or --vocab-tensor {span.name}"
+            )
     if by_user:
         if axis is None:
             raise CheckpointError(
@@ -247,7 +253,7 @@ def _by_name(
                 f"{embeddings.rows} rows; check --vocab-tensor"
             )
         return _by_user(span, axis)
-    _refuse_quantised(span)
+    refuse_quantised(span)
     return None
 
 
@@ -268,60 +274,38 @@ def _belongs(
     """Whether a tensor with a vocabulary tensor's name is one of this vocabulary.
 
     Two tables of input embeddings have one length; a head may have a few rows less. A table of
-    another vocabulary (a Q-Former's, of sound) is told by config.json, which has its size.
+    another vocabulary (a Q-Former's, of sound) is told by config.json, where the part that it
+    belongs to has its size; but encoder and decoder are of one model.
     """
     same = tensor.rows in (embeddings.rows, vocabulary_size(config, embeddings.rows))
     near = abs(tensor.rows - embeddings.rows) <= _NEAR * embeddings.rows
     if same or (near and tensor.role != "input embeddings"):
         return True
-    if tensor.rows in vocabulary_sizes(config):
+    if in_a_layer(tensor.name) and not near:
         return False
+    if tensor.rows in vocabulary_sizes(config):
+        if tensor.role != "input embeddings" or tensor.rows not in _text_sizes(config):
+            return False
+        raise CheckpointError(
+            f"{tensor.span}: it has {tensor.rows} rows, and '{embeddings.name}' has "
+            f"{embeddings.rows}: a model with two vocabularies, of which clpstream can't change one"
+        )
     raise CheckpointError(
         f"{tensor.span}: it is named like a vocabulary tensor, but has {tensor.rows} rows, and "
         f"'{embeddings.name}' has {embeddings.rows}; decide with --pass-through {tensor.name}"
     )
 
 
-def _refuse_split(span: TensorSpan) -> None:
-    first = _entry(span.name, SPLIT_TABLES)
-    if first is not None:
-        second = span.name.removesuffix(first) + SPLIT_TABLES[first]
-        raise CheckpointError(
-            f"{span}: the input embeddings are in two tables, this one and '{second}', and "
-            "clpstream can only remake whole ones; save the model with a single table"
-        )
-
-
-def _entry(name: str, entries: Container[str]) -> str | None:
-    """The entry of a table of names that a tensor's name matches, the longest if there are some."""
-    parts = name.split(".")
-    ends = (".".join(parts[place:]) for place in range(len(parts)))
-    return next((end for end in ends if end in entries), None)
-
-
-def _sweep(spans: list[TensorSpan], lengths: set[int]) -> None:
-    """Refuse a tensor that nothing explains and that may be indexed by token id."""
-    kinds = Counter(_kind(span) for span in spans)
-    for span in spans:
-        in_a_layer = _LAYER.search(span.name) and (
-            kinds[_kind(span)] > 1 or any(part in span.name for part in LAYER_PARTS)
-        )
-        if (
-            lengths.isdisjoint(span.shape)
-            or in_a_layer
-            or _entry(span.name, NEVER_VOCABULARY) is not None
-        ):
-            continue
-        raise CheckpointError(
-            f"{span}: its shape {list(span.shape)} has an axis as long as the vocabulary, and its "
-            f"name is not known; decide with --pass-through {span.name} or --vocab-tensor "
-            f"{span.name}"
-        )
-
-
-def _kind(span: TensorSpan) -> tuple[str, tuple[int, ...]]:
-    """Name without layer numbers, and shape: what layers have several of is the model's body."""
-    return _NUMBER.sub(".#.", span.name), span.shape
+def _text_sizes(config: Mapping[str, Any]) -> list[int]:
+    """Sizes in config.json that are of the model itself, not of a part with its own vocabulary."""
+    levels = [config, *(config.get(key) for key in (*LANGUAGE_LEVELS, "encoder"))]
+    return [
+        size
+        for level in levels
+        if isinstance(level, dict)
+        for key, size in level.items()
+        if VOCABULARY_SIZE.fullmatch(key) and type(size) is int
+    ]
 
 
 def _check_usable(tensor: VocabularyTensor) -> None:
@@ -330,18 +314,7 @@ def _check_usable(tensor: VocabularyTensor) -> None:
     if span.dtype not in usable:
         raise CheckpointError(
             f"{span}: a vocabulary tensor of dtype {span.dtype} can't be combined (it can be "
-            f"{', '.join(usable)}); use a checkpoint whose {tensor.role} are not quantised"
+            f"{', '.join(usable)}); use a checkpoint in which it is not quantised"
         )
     if not span.shape or 0 in span.shape:
         raise CheckpointError(f"{span}: shape {list(span.shape)} holds no rows")
-
-
-def _refuse_quantised(span: TensorSpan) -> None:
-    """Raise CheckpointError for what stands in a quantised checkpoint in a table's place."""
-    for part in QUANTISED_PARTS:
-        whole = span.name.removesuffix(part) + "weight"
-        if span.name.endswith("." + part) and vocabulary_role(whole) is not None:
-            raise CheckpointError(
-                f"{span}: '{whole}' is quantised, and its rows can't be combined; use a checkpoint "
-                f"whose {vocabulary_role(whole)} are not quantised"
-            )
