@@ -39,8 +39,9 @@ def main() -> NoReturn:
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        error.show()
-        sys.exit(2)
+        context = getattr(error, "ctx", None)
+        command = "clpstream" if context is None else context.command_path
+        _fail(f"{error.format_message().rstrip('.')}; try '{command} --help'", 2)
     except _Stopped as stopped:
         number = signal.Signals(stopped.args[0])
         _fail(f"stopped by {number.name}; nothing half-written is left", 128 + number)

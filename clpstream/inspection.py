@@ -19,7 +19,7 @@ from clpstream.checkpoint import (
 )
 from clpstream.errors import ClpstreamError
 from clpstream.hub import model_name, open_headers
-from clpstream.plan import absent_roles, check_configs, check_helper
+from clpstream.plan import absent_roles, check_configs, check_helper, check_source
 from clpstream.progress import Progress
 from clpstream.vocabulary import Vocabulary, read_vocabulary
 
@@ -96,6 +96,9 @@ def inspect(model: str | Path, progress: Progress | None = None) -> Inspection:
     behind = None
     if table is not None and vocabulary is not None:
         _, behind = _attempt(lambda: check_helper(table, vocabulary))
+    unfit = None
+    if tensors is not None and vocabulary is not None:
+        _, unfit = _attempt(lambda: check_source(tensors, vocabulary))
     tied = is_tied(tensors) if tensors and here else None
     _, no_config = _attempt(lambda: check_configs(checkpoint))
     config = checkpoint.config
@@ -117,7 +120,7 @@ def inspect(model: str | Path, progress: Progress | None = None) -> Inspection:
         tied=tied,
         config_sizes=_sizes(config),
         tokenizer=None if vocabulary is None else _tokenizer(vocabulary),
-        as_source=no_config or no_tensors or no_vocabulary,
+        as_source=no_config or no_tensors or no_vocabulary or unfit,
         as_helper=no_table or no_vocabulary or behind,
         warnings=() if vocabulary is None else _warnings(config, tensors or (), tied, vocabulary),
     )

@@ -40,6 +40,7 @@ _OWN_TOKENIZER = ("qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "siglip
 _READING_BYTES = 96 << 20
 """What reading rows, a block of the target and rounding it to its dtype take."""
 _SPARE_ROWS = 1024
+_MOST_BEHIND = 0.1
 _MOST_PADDING = 1 << 16
 _TOKENS_NAMED = 10
 
@@ -135,6 +136,7 @@ def make_plan(
     new = known if tokenizer is None else read_vocabulary(tokenizer)
     check_helper(embeddings, known)
     source_rows = min(tensor.rows for tensor in tensors)
+    check_source(tensors, old)
     origins = find_origins(
         old,
         known,
@@ -150,7 +152,7 @@ def make_plan(
     files = side_files(big.directory, tokenizer_directory)
     for path in files.values():
         refuse_lfs_pointer(path)
-    base_rows = vocabulary_size(big.config, source_rows)
+    base_rows = _base_rows(big, old, source_rows)
     made = {t.name: NewTensor(t, origins.rows + t.rows - base_rows) for t in tensors}
     written, notes = _json_files(big, tokenizer_directory, new, origins, made, base_rows)
     return Plan(
@@ -202,6 +204,30 @@ def check_configs(source: Checkpoint) -> None:
     read_json_if_there(source.directory / "generation_config.json")
 
 
+def check_source(tensors: Collection[VocabularyTensor], vocabulary: Vocabulary) -> None:
+    """Refuse a tokenizer that is not the source's, and tables that can't be of one vocabulary.
+
+    A few ids without a row are no rarity. Rows that only some tables have are for images, or a
+    prompt, and no token of the tokenizer's own vocabulary is among them.
+    """
+    text = [token for token, text in enumerate(vocabulary.text) if text is not None]
+    most = max(tensor.rows for tensor in tensors)
+    behind = sum(token >= most for token in text)
+    if behind > _MOST_BEHIND * len(text):
+        raise CheckpointError(
+            f"{vocabulary.path}: {behind:,} of its {len(text):,} tokens have no row in the source, "
+            f"whose vocabulary tensors have {most}; the tokenizer does not belong to this source"
+        )
+    for tensor in tensors:
+        lost = next((token for token in text if tensor.rows <= token < most), None)
+        if lost is not None:
+            raise CheckpointError(
+                f"{tensor.span}: {tensor.rows} rows, where others have {most} and the tokenizer "
+                f"has {vocabulary.describe(lost)} at {lost}; if it is not indexed by token id, use "
+                f"--pass-through {tensor.name}"
+            )
+
+
 def check_helper(embeddings: VocabularyTensor, vocabulary: Vocabulary) -> None:
     """Refuse a tokenizer that is not the helper's.
 
@@ -215,6 +241,14 @@ def check_helper(embeddings: VocabularyTensor, vocabulary: Vocabulary) -> None:
                 f"up to {vocabulary.size - 1} ({vocabulary.describe(token)} is {token}); the "
                 "tokenizer does not belong to this helper"
             )
+
+
+def _base_rows(source: Checkpoint, vocabulary: Vocabulary, rows: int) -> int:
+    """How many rows of the source's tables are for its vocabulary, padding included."""
+    size = vocabulary_size(source.config, rows)
+    if any(text is not None for text in vocabulary.text[size:rows]):
+        return rows  # config.json was not changed when tokens were added
+    return size
 
 
 def _spare(vocabulary: Vocabulary, rows: int) -> npt.NDArray[np.int64]:

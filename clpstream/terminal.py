@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SPECIAL_SHOWN = 12
+_LEFT_SHOWN = 6
 _NOT_OF_THE_METHOD = (
     *("match", "shared", "map_tokens", "pieces", "pad_to_multiple_of"),
     *("vocab_tensors", "pass_through"),
@@ -108,6 +109,7 @@ def summary(result: Conversion, output: Path) -> str:
         *_tensors(report),
         *_special(report),
         *_examples(report),
+        *_left_behind(report),
         *(f"warning   {warning}" for warning in report.warnings),
     ]
     if written:
@@ -242,6 +244,12 @@ def _tensors(report: Report) -> list[str]:
         *lines,
         f"passes    {passing.tensors:,} tensors, {size(passing.bytes)}, unchanged",
     ]
+
+
+def _left_behind(report: Report) -> list[str]:
+    names = report.left_behind
+    more = f", and {len(names) - _LEFT_SHOWN:,} more" if len(names) > _LEFT_SHOWN else ""
+    return [f"leaves    {', '.join(names[:_LEFT_SHOWN])}{more}"] if names else []
 
 
 def _special(report: Report) -> list[str]:

@@ -427,6 +427,7 @@ def test_nan_behind_the_vocabulary_is_told_by_its_row(place: Path) -> None:
 
 
 def test_a_head_with_fewer_rows_shares_the_tokens_that_both_tables_have(place: Path) -> None:
+    """As mllama's, whose last embeddings are of tokens that stand for images."""
     rows = len(SOURCE) - 2  # ' house' and 'ing' have none in the head
 
     def shorten(tensors: dict[str, np.ndarray]) -> None:
@@ -434,6 +435,14 @@ def test_a_head_with_fewer_rows_shares_the_tokens_that_both_tables_have(place: P
         tensors[HEAD] = tensors[HEAD][:rows]
 
     change(place / "source", shorten, vocab_size=rows)
+    with pytest.raises(CheckpointError, match=r"lm_head.*' house' at 32.*--pass-through"):
+        run(place)
+    path = place / "source" / "tokenizer.json"
+    tokenizer = read_json(path)
+    last = list(tokenizer["model"]["vocab"].items())[rows:]
+    entry = tokenizer["added_tokens"][0]
+    tokenizer["added_tokens"] += [{**entry, "id": n, "content": t} for t, n in last]
+    write_json(path, tokenizer)
     write_tokenizer(place / "new", ["ing", " in", " Haus", "x"])
     report, after = run(place, tokenizer=place / "new")
     for name in (EMBEDDINGS, HEAD):
@@ -445,6 +454,27 @@ def test_a_head_with_fewer_rows_shares_the_tokens_that_both_tables_have(place: P
     assert any("token ids from 32 to 33 have no row" in warning for warning in report.warnings)
     with pytest.raises(VocabularyError, match=r"'ing' is token 33, and the source has 32 rows"):
         run(place, "mapped", tokenizer=place / "new", map_tokens={"x": "ing"})
+
+
+def test_tokens_that_were_added_without_a_change_of_the_config_are_in_the_vocabulary(
+    place: Path,
+) -> None:
+    """config.json still has the old size: rows that have tokens are none for images."""
+    change(place / "source", lambda tensors: None, vocab_size=len(SOURCE) - 4)
+    report, after = run(place)
+    assert len(after[EMBEDDINGS]) == len(HELPER)
+    assert read_json(place / "target" / "config.json")["vocab_size"] == len(HELPER)
+    assert report.counts.shared == len(BOTH)
+
+
+def test_a_tokenizer_with_far_more_tokens_than_the_source_has_rows_is_refused(place: Path) -> None:
+    def shorten(tensors: dict[str, np.ndarray]) -> None:
+        for name in (EMBEDDINGS, HEAD):
+            tensors[name] = tensors[name][:20]
+
+    change(place / "source", shorten, vocab_size=20)
+    with pytest.raises(CheckpointError, match=r"14 of its 33 tokens have no row.*does not belong"):
+        run(place)
 
 
 def test_a_helpers_special_token_behind_its_rows_is_made_from_its_name(place: Path) -> None:

@@ -24,6 +24,7 @@ Pick = Callable[[Iterable[str]], Collection[str]]
 """Which of a checkpoint's tensors are needed, if not all."""
 
 _SAMPLE_BYTES = 65_536
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -148,15 +149,21 @@ def _check_names(where: Path, shards: tuple[Shard, ...], index: dict[str, Any] |
 
 
 def _what_is_there_instead(directory: Path) -> str:
-    if any(directory.glob("*.safetensors")):
+    for name in (name for pair in WEIGHTS for name in pair):
+        if (directory / name).is_symlink():
+            return f"{name} is a link to a file that does not exist; download the model again"
+    if (directory / "adapter_model.safetensors").exists():
         return (
-            f"safetensors files, but neither {SINGLE_FILE} nor {INDEX_FILE}; download the index, "
-            "or rename a single file"
+            "an adapter and no model; merge it into its model with PEFT's merge_and_unload, and "
+            "save that"
         )
-    if any(directory.glob("*.bin")):
+    found = sorted(path.name for path in directory.iterdir() if path.suffix in _SUFFIXES)
+    if found:
+        more = ", ..." if len(found) > 3 else ""
         return (
-            f"PyTorch files, but neither {TORCH_FILE} nor {TORCH_INDEX_FILE}; download the index, "
-            "or rename a single file"
+            f"it has {', '.join(found[:3])}{more}, but none of "
+            f"{', '.join(WEIGHTS[0] + WEIGHTS[1])}; download the index, or rename a file that is "
+            "the whole model"
         )
     return (
         f"no model in it (looked for {SINGLE_FILE}, {TORCH_FILE} and their index.json); give the "

@@ -163,7 +163,8 @@ def read_torch_file(path: Path) -> Shard:
     except UnsafePickleError as error:
         raise CheckpointError(
             f"{path}: its pickle wants to call {error}, which tensors don't need; it may be "
-            "malicious: don't load it with torch, take the model's safetensors files"
+            "malicious: take the model's safetensors files; if there are none and you trust it, "
+            "load it with torch and save its state_dict alone"
         ) from None
     except (ValueError, *_ZIP_ERRORS) as error:
         _damaged(path, shown(str(error), 300))

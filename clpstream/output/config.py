@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from clpstream.checkpoint import VOCABULARY_SIZE
+from clpstream.checkpoint import LANGUAGE_LEVELS, VOCABULARY_SIZE
 from clpstream.vocabulary import ROLES
 
 _TOKEN_KEY = re.compile(
@@ -70,10 +70,10 @@ class Retarget:
         sizes = dict.fromkeys(_main_sizes(config), self.rows) | dict(self.sizes)
         sizes[self.old_rows] = self.rows
         new = self._level(config, "config.json", sizes, all_stops=alone)
-        levels = [level for level in _levels(new) if level.get("vocab_size") in sizes.values()]
-        if not levels:
-            text = new.get("text_config")
-            levels = [text if isinstance(text, dict) else new]
+        levels = [level for level in _levels(new) if _has_size(level, sizes.values())]
+        if not levels:  # left out where it is the class's default
+            inner = [level for key in LANGUAGE_LEVELS if isinstance(level := new.get(key), dict)]
+            levels = [*inner, new][:1]
             levels[0]["vocab_size"] = self.rows
         for level in levels:
             for role in _CLASS_DEFAULTS:
@@ -211,6 +211,11 @@ def _main_sizes(config: Mapping[str, Any]) -> frozenset[int]:
     levels = (config, config.get("text_config"))
     sizes = [level.get("vocab_size") for level in levels if isinstance(level, Mapping)]
     return frozenset(size for size in sizes if type(size) is int)
+
+
+def _has_size(level: Mapping[str, Any], sizes: Collection[int]) -> bool:
+    """Whether a level of config.json holds one of these as a size of a vocabulary."""
+    return any(VOCABULARY_SIZE.fullmatch(key) and n in sizes for key, n in level.items())
 
 
 def _levels(config: dict[str, Any]) -> list[dict[str, Any]]:

@@ -73,12 +73,15 @@ def side_files(source: Path, tokenizer: Path) -> dict[str, Path]:
 
 
 def left_behind(source: Path, taken: Mapping[str, Path], shards: Collection[str]) -> list[str]:
-    """The source's files that have no place in the target, its shards (their names) aside."""
-    return [
+    """The source's files and directories that have no place in the target, shards aside."""
+    files = [
         name
         for name in _files(source)
         if name not in taken and name not in shards and not _matches(name, REWRITTEN)
     ]
+    inside = {name.partition("/")[0] for name in (*taken, *files) if "/" in name}
+    folders = {path.name for path in source.iterdir() if path.is_dir()} - inside
+    return sorted([*files, *(f"{name}/" for name in folders)])
 
 
 def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
