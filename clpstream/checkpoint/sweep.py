@@ -66,7 +66,7 @@ def refuse_quantised(span: TensorSpan, any_part: bool = False) -> None:
         if whole != span.name and vocabulary_role(whole) is not None:
             raise CheckpointError(
                 f"{span}: '{whole}' is quantised, and its rows can't be combined; use a checkpoint "
-                f"in which the {vocabulary_role(whole)} are not"
+                "in which it is not"
             )
 
 
