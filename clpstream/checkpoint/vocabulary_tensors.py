@@ -288,8 +288,8 @@ def _belongs(
             return False
         raise CheckpointError(
             f"{tensor.span}: it has {tensor.rows} rows, and '{embeddings.name}' has "
-            f"{embeddings.rows}: a model with two vocabularies, of which clpstream can't change one; "
-            "take a model with one"
+            f"{embeddings.rows}: a model with two vocabularies, of which clpstream can't change "
+            "one; take a model with one"
         )
     raise CheckpointError(
         f"{tensor.span}: it is named like a vocabulary tensor, but has {tensor.rows} rows, and "
