@@ -298,7 +298,7 @@ def inspect(model: str, as_json: bool) -> None:
     from clpstream.inspection import inspect as look
     from clpstream.terminal import description
 
-    found = look(model)
+    found = look(model, _progress(as_json))
     _print(json.dumps(found.to_json(), indent=2) if as_json else description(found))
 
 

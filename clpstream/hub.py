@@ -29,10 +29,10 @@ from clpstream.inputs import read_json, read_json_if_there
 from clpstream.output.side_files import (
     SOURCE_FILES,
     TOKENIZER_FILES,
-    VOCABULARY_FILES,
     matching,
 )
 from clpstream.progress import Progress
+from clpstream.vocabulary import VOCABULARY_FILES
 
 Part = Literal["source", "helper", "tokenizer"]
 
@@ -97,9 +97,7 @@ def open_headers(model: str | Path, progress: Progress) -> Checkpoint:
     directory = local_directory(model, "tokenizer", progress)
     if isinstance(model, Path) or os.path.lexists(model):
         return open_checkpoint(directory)
-    with contextlib.suppress(CheckpointError):
-        return open_checkpoint(directory)
-    return _open_afar(_parse(model), directory)
+    return open_checkpoint(directory) if _has_weights(directory) else _open_afar(model, directory)
 
 
 def model_name(directory: Path) -> str:
@@ -130,12 +128,29 @@ def _parse(model: str) -> _Model:
     return _Model(found["name"], found["revision"])
 
 
-def _open_afar(model: _Model, directory: Path) -> Checkpoint:
+def _has_weights(directory: Path) -> bool:
+    for single, index in WEIGHTS:
+        if (directory / single).exists():
+            return True
+        if (directory / index).exists():
+            names = shard_names(directory / index, read_json(directory / index))
+            return all((directory / name).exists() for name in names)
+    return False
+
+
+def _open_afar(model: str, directory: Path) -> Checkpoint:
+    """A checkpoint by the headers of its shards. Their `data_start` is 0: nothing can be read."""
     from huggingface_hub import HfApi, errors
 
-    with _explaining(model):
+    with _explaining(_parse(model)):
         try:
-            found = HfApi().get_safetensors_metadata(model.name, revision=directory.name)
+            name = _parse(model).name
+            found = HfApi().get_safetensors_metadata(name, revision=directory.name)
+        except errors.SafetensorsParsingError as error:
+            raise CheckpointError(
+                f"{model}: the header of one of its shards is damaged: {_reason(error)}; tell its "
+                "authors"
+            ) from None
         except errors.NotASafetensorsRepoError:
             raise CheckpointError(
                 f"{model}: it has no {WEIGHTS[0][0]}, and the headers of other files can't be read "

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from clpstream.errors import CheckpointError
+
+LANGUAGE_LEVELS = ("text_config", "llm_config", "language_config", "thinker_config")
+"""Levels of config.json that describe the language model of a model with several parts."""
 
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -45,4 +49,4 @@ def read_json(path: Path, shorten: Callable[[bytes], bytes] = bytes) -> dict[str
 
 def read_json_if_there(path: Path) -> dict[str, Any]:
     """Like `read_json`, but a file that does not exist gives an empty object."""
-    return read_json(path) if path.exists() else {}
+    return read_json(path) if os.path.lexists(path) else {}  # a dangling link is an error

@@ -89,7 +89,7 @@ def inspect(model: str | Path, progress: Progress | None = None) -> Inspection:
     Raises CheckpointError if it can't be opened at all; what else is wrong is in the result.
     """
     checkpoint = open_headers(model, progress or Progress())
-    here = all(shard.path.exists() for shard in checkpoint.shards)
+    here = all(shard.data_start for shard in checkpoint.shards)
     tensors, no_tensors = _attempt(lambda: find_vocabulary_tensors(checkpoint))
     table, no_table = _attempt(lambda: input_embeddings(checkpoint))
     vocabulary, no_vocabulary = _attempt(lambda: read_vocabulary(checkpoint.directory))

@@ -15,7 +15,7 @@ from clpstream.output.target_rows import target_rows
 from clpstream.plan import Plan
 from clpstream.transfer import Prepared, Selected, gathered, mean
 
-_NEAREST_AT_ONCE = 1024
+_NEAREST_AT_ONCE = 64
 """Tokens whose heaviest anchors are looked for together: a method may go through all anchors."""
 
 
@@ -55,7 +55,7 @@ def _copied_rows(
         for place, (anchors, _) in zip(some, prepared.nearest(some, 1), strict=True):
             copied[tokens[place]] = origins.anchors[anchors[0]] if len(anchors) else NO_ROW
     for token, pieces in origins.pieces.items():
-        copied[token] = pieces[0]
+        copied[token] = _pieces(plan, new, pieces)[0]
     copied[copied == NO_ROW] = origins.anchors[0]
     return target_rows(source, copied, [], np.zeros(source.shape[1], np.float32))
 

@@ -161,7 +161,10 @@ def _finder(vocabulary: Vocabulary) -> Callable[[str], int | None]:
 
 def _encoded(text: str) -> bytes:
     """Text of the command line, where it need not be UTF-8."""
-    return text.encode("utf-8", "surrogateescape")
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a surrogate pair
+        return text.encode("utf-8", "surrogatepass")
 
 
 def _text(vocabulary: Vocabulary, token: int) -> bytes:

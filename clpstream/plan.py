@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,9 +124,10 @@ def make_plan(
     rule = _method(method)
     _check_choice("shared", shared, get_args(Shared))
     _check_choice("pieces", pieces, get_args(Pieces))
-    if not 1 <= pad_to_multiple_of <= _MOST_PADDING:
+    if type(pad_to_multiple_of) is not int or not 1 <= pad_to_multiple_of <= _MOST_PADDING:
         raise TransferError(
-            f"pad_to_multiple_of is {pad_to_multiple_of}; it must be from 1 to {_MOST_PADDING}"
+            f"pad_to_multiple_of is {pad_to_multiple_of!r}; it must be a number from 1 to "
+            f"{_MOST_PADDING}"
         )
     big, small = open_checkpoint(source), open_checkpoint(helper, only=input_embeddings_names)
     check_configs(big)
@@ -295,7 +297,7 @@ def _json_files(
                 "AutoTokenizer may take the wrong one; name it when you load the target's"
             )
     generation = source.directory / "generation_config.json"
-    alone = not generation.exists()
+    alone = not os.path.lexists(generation)
     files = {"config.json": retarget.config(source.config, class_name, alone)}
     if not alone:
         files["generation_config.json"] = retarget.generation_config(read_json(generation))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clpstream.checkpoint import Checkpoint, fingerprint
-from clpstream.hub import model_name
+from clpstream.hub import cache_entry, model_name
 from clpstream.origins import NO_ROW
 from clpstream.output.report import (
     Anchor,
@@ -62,16 +62,19 @@ def make_report(plan: Plan, prepared: Prepared | None = None) -> Report:
         pass_through=PassThrough(len(passing), sum(span.length for span in passing)),
         special_tokens=_special_tokens(plan),
         files=tuple(sorted([*plan.written, *plan.copied_files])),
-        left_behind=tuple(
-            left_behind(
-                plan.source.directory,
-                plan.copied_files,
-                {shard.path.name for shard in plan.source.shards},
-            )
-        ),
+        left_behind=_left_behind(plan),
         examples=() if prepared is None else _examples(plan, prepared),
         warnings=(*plan.warnings, *_guard_warnings(plan, guarded)),
     )
+
+
+def _left_behind(plan: Plan) -> tuple[str, ...]:
+    """None of a model on the Hub: what else is in the cache is an accident."""
+    directory = plan.source.directory
+    if cache_entry(directory) != directory.resolve():
+        return ()
+    shards = {shard.path.name for shard in plan.source.shards}
+    return tuple(left_behind(directory, plan.copied_files, shards))
 
 
 def _input(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Input:

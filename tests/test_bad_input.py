@@ -641,6 +641,15 @@ def test_a_tensor_with_the_vocabulary_on_its_second_axis_is_made_by_columns(pair
     assert np.allclose(new.T, read_tensors(pair.output)["model.token_scale"], atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json"])
+def test_a_dangling_link_is_not_taken_for_a_file_that_is_not_there(pair: Pair, name: str) -> None:
+    """As a pruned cache leaves it."""
+    (pair.source / name).unlink(missing_ok=True)
+    (pair.source / name).symlink_to(pair.source / "gone")
+    with pytest.raises(ClpstreamError, match=name):
+        clpstream.convert(*pair)
+
+
 # --- disk
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from make import TARGET_WORDS, read_json, write_helper, write_json, write_source
 
 import clpstream
@@ -89,6 +90,17 @@ def test_a_list_of_stop_tokens_that_are_all_lost_is_null_and_not_empty():
         "suppress_tokens": [],
     }
     assert "no eos token" in made.warnings[0]
+
+
+@pytest.mark.parametrize("part", ["text_config", "llm_config", "language_config", "thinker_config"])
+def test_a_language_model_inside_has_its_ids_changed_although_its_size_is_out_of_date(part):
+    """Tokens were added, and vocab_size was not: it is not as long as the tables."""
+    made = retarget().config({part: {"vocab_size": 995, "eos_token_id": 99}}, None, False)
+    assert made[part]["vocab_size"] == 500
+    assert made[part]["eos_token_id"] == 2
+    assert "vocab_size" not in made
+    made = retarget().config({part: {"hidden_size": 8}}, None, False)
+    assert made[part]["vocab_size"] == 500
 
 
 def test_every_token_with_the_row_of_the_stop_token_stops():

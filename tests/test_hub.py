@@ -284,6 +284,15 @@ def test_inspecting_a_model_fetches_headers_of_its_shards_alone(place):
     assert found == json.loads(json.dumps(local))
 
 
+def test_inspecting_looks_at_what_is_in_the_cache_and_says_what_is_wrong_with_it(fetched, tmp_path):
+    own = own_cache(fetched, tmp_path)
+    done = own.run("inspect", "org/source", "--json", **OFFLINE)
+    assert json.loads(done.stdout)["tied"] is False  # all is there: bytes are looked at
+    shard = (own.snapshot("org/source") / "model-00001-of-00003.safetensors").resolve()
+    shard.write_bytes(shard.read_bytes()[:-100])
+    refused(own.run("inspect", "org/source", **OFFLINE), "model-00001-of-00003", "truncated")
+
+
 def test_pytorch_files_are_fetched_only_where_there_is_no_safetensors(place):
     """What they hold is not looked at here."""
     for path in place.source.glob("*.safetensors*"):

@@ -283,6 +283,19 @@ def test_a_head_with_a_general_name_and_fewer_rows_is_not_guessed_at(
     clpstream.convert(source, helper, target, pass_through=[name])
 
 
+def test_what_the_user_names_goes_before_every_rule(tmp_path: Path) -> None:
+    name = "depth_decoder.model.embed_tokens.weight"  # of sound, as far as its name tells
+    tensors = LLAMA | {name: random_rows(ROWS, 8, 5)}
+    source, helper, target = write(tmp_path, tensors)
+    clpstream.convert(source, helper, target)
+    assert np.array_equal(read_tensors(target)[name], tensors[name])
+    clpstream.convert(source, helper, target, vocab_tensors=[name], overwrite=True)
+    check_rows(tensors[name], read_tensors(target)[name])
+    write_checkpoint(source, tensors | {"x.wte.weight": random_rows(40, 8, 6)})
+    with pytest.raises(clpstream.CheckpointError, match=r"\[40, 8\].*check --vocab-tensor"):
+        clpstream.convert(source, helper, target, vocab_tensors=["x.wte.weight"], overwrite=True)
+
+
 def test_a_head_quantised_in_an_unknown_way_is_refused_by_name(tmp_path: Path) -> None:
     parts = {"lm_head.W_q": np.ones((ROWS, 8), np.uint8), "lm_head.scale": np.ones((ROWS, 1), "f4")}
     tensors = {name: tensor for name, tensor in LLAMA.items() if name != "lm_head.weight"}

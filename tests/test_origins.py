@@ -529,6 +529,17 @@ def test_a_head_with_the_vocabulary_on_its_second_axis(place: Path) -> None:
     assert np.array_equal(after[name][:, [5, 6]].T, plain[[SOURCE[" and"], SOURCE["z"]]])
 
 
+def test_a_table_of_integers_obeys_pieces_too(place: Path) -> None:
+    experts = np.arange(2 * (len(SOURCE) + 3)).reshape(-1, 2)
+    change(place / "source", lambda tensors: tensors.update({"gate.tid2eid": experts}))
+    for pieces, piece in (("mean", "c"), ("ends", "b")):  # it is read like input embeddings
+        _, after = run(
+            place, pieces, tokenizer=place / "new", pieces=pieces, map_tokens={"z": "cab"}
+        )
+        token = read_json(place / "new" / "tokenizer.json")["model"]["vocab"]["z"]
+        assert np.array_equal(after["gate.tid2eid"][token], experts[SOURCE[piece]])
+
+
 def test_a_table_of_integers_gets_whole_rows(place: Path) -> None:
     """Deepseek-v4 says by token which experts see it: that can't be averaged."""
     name = "model.layers.0.mlp.gate.tid2eid"

@@ -146,6 +146,19 @@ def test_a_state_dict_one_level_down_and_what_else_is_there(tmp_path, form, key)
     assert (span.name, value(span)) == ("w", b"12345678")
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_tensors_on_two_levels_are_not_lost(tmp_path, form):
+    """The level with the most is the model's; beside it there may be a step, but no weights."""
+    weight = tensor(floats(form, 2), [2], [1])
+    more = ordered_dict({"a": weight, "b": weight})
+    step = b"}(" + text("step") + weight + text("model") + more + b"u"
+    write(tmp_path / "x.bin", form, step, {"0": (4, b"12345678")})
+    assert [span.name for span in read_torch_file(tmp_path / "x.bin").tensors] == ["a", "b"]
+    blocks = b"}(" + text("w") + weight + text("blocks") + more + b"u"
+    write(tmp_path / "y.bin", form, blocks, {"0": (4, b"12345678")})
+    refused(tmp_path / "y.bin", "'blocks'", "flat", "state_dict()")
+
+
 def test_views_of_storages_in_the_legacy_format(tmp_path):
     data = np.arange(12, dtype="<f4")
     view = b"(" + text("view") + number(4) + number(6) + b"t"

@@ -9,7 +9,7 @@ from clpstream.checkpoint.directory import (
     shard_names,
 )
 from clpstream.checkpoint.dtypes import FLOATS
-from clpstream.checkpoint.names import LANGUAGE_LEVELS, VOCABULARY_SIZE, vocabulary_role
+from clpstream.checkpoint.names import VOCABULARY_SIZE, vocabulary_role
 from clpstream.checkpoint.rows import TensorRows
 from clpstream.checkpoint.safetensors_file import Shard, TensorSpan, header_bytes, read_shard
 from clpstream.checkpoint.strided import c_order_blocks
@@ -27,7 +27,6 @@ from clpstream.checkpoint.vocabulary_tensors import (
 __all__ = [
     "FLOATS",
     "INDEX_FILE",
-    "LANGUAGE_LEVELS",
     "VOCABULARY_SIZE",
     "WEIGHTS",
     "Checkpoint",

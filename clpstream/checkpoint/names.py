@@ -132,9 +132,6 @@ VOCABULARY_SIZE = re.compile(
 )
 """Keys of config.json that hold a size of a vocabulary."""
 
-LANGUAGE_LEVELS = ("text_config", "llm_config", "language_config", "thinker_config", "decoder")
-"""Levels of config.json that describe the language model of a model with several parts."""
-
 _LAYER = re.compile(rf"(?:^|\.)(?:{'|'.join(LAYER_STEMS)})\.\d+\.")
 
 

@@ -416,13 +416,22 @@ _CALLS: Calls = {
 }
 
 
+def _tensors(found: dict[str, Any]) -> dict[str, _Tensor | _Unreadable]:
+    return {k: v for k, v in found.items() if isinstance(v, (_Tensor, _Unreadable))}
+
+
 def _state_dict(path: Path, value: Any) -> dict[str, _Tensor | _Unreadable]:
     nested = [value.get(key) for key in ("state_dict", "model")] if type(value) is dict else []
-    for candidate in (value, *nested):
-        if type(candidate) is dict:
-            tensors = {k: v for k, v in candidate.items() if isinstance(v, (_Tensor, _Unreadable))}
-            if tensors:
-                return tensors
+    dicts = [found for found in (value, *nested) if type(found) is dict]
+    tensors = max(map(_tensors, dicts), key=len, default={})
+    if tensors:
+        for key, inner in next(d for d in dicts if _tensors(d) == tensors).items():
+            if inner not in dicts and type(inner) is dict and _tensors(inner):
+                raise CheckpointError(
+                    f"{path}: tensors inside '{shown(key)}' would be lost; save the model's flat "
+                    "state_dict()"
+                )
+        return tensors
     raise CheckpointError(
         f"{path}: it holds no dict of tensors, by itself or under 'state_dict' or 'model'; save "
         "the model's state_dict()"

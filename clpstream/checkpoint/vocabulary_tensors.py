@@ -12,7 +12,6 @@ import numpy as np
 from clpstream.checkpoint.directory import Checkpoint
 from clpstream.checkpoint.dtypes import FLOATS, INTEGERS
 from clpstream.checkpoint.names import (
-    LANGUAGE_LEVELS,
     NAMES_IF_AS_LONG,
     NEVER_VOCABULARY,
     VOCABULARY_NAMES,
@@ -26,6 +25,7 @@ from clpstream.checkpoint.rows import TensorRows
 from clpstream.checkpoint.safetensors_file import TensorSpan
 from clpstream.checkpoint.sweep import refuse_quantised, refuse_split, refuse_unexplained
 from clpstream.errors import CheckpointError
+from clpstream.inputs import LANGUAGE_LEVELS
 
 _NEAR = 0.1
 """Tables of one vocabulary may differ in length by this part: rows for images, or for a prompt."""
@@ -101,12 +101,14 @@ def find_vocabulary_tensors(
     found: list[VocabularyTensor] = []
     unexplained: list[TensorSpan] = []
     for span in checkpoint.tensors:
-        if span.name in pass_through or entry_of(span.name, NEVER_VOCABULARY) is not None:
+        by_user = span.name in vocab_tensors
+        never = entry_of(span.name, NEVER_VOCABULARY) is not None
+        if span.name in pass_through or (never and not by_user):
             continue
-        tensor = _by_name(span, embeddings, span.name in vocab_tensors)
+        tensor = _by_name(span, embeddings, by_user)
         if tensor is None:
             unexplained.append(span)
-        elif _belongs(tensor, embeddings, checkpoint.config):
+        elif by_user or _belongs(tensor, embeddings, checkpoint.config):
             _check_usable(tensor)
             found.append(tensor)
     lengths = {tensor.rows for tensor in found}
@@ -231,6 +233,11 @@ def _by_name(
 ) -> VocabularyTensor | None:
     """The tensor as a vocabulary tensor, if its name or the user says so."""
     axis = _vocabulary_axis(span, embeddings.rows)
+    if by_user and axis is None:
+        raise CheckpointError(
+            f"{span}: its shape is {list(span.shape)}, and the vocabulary has {embeddings.rows} "
+            "rows; check --vocab-tensor"
+        )
     if (entry := entry_of(span.name, VOCABULARY_NAMES)) is not None:
         return VocabularyTensor(
             span, VOCABULARY_NAMES[entry], f"named like {entry}", 0 if axis is None else axis
@@ -246,12 +253,7 @@ def _by_name(
                 f"{span.shape[axis]} rows, and '{embeddings.name}' has {embeddings.rows}; decide "
                 f"with --pass-through {span.name} or --vocab-tensor {span.name}"
             )
-    if by_user:
-        if axis is None:
-            raise CheckpointError(
-                f"{span}: its shape is {list(span.shape)}, and the vocabulary has "
-                f"{embeddings.rows} rows; check --vocab-tensor"
-            )
+    if by_user and axis is not None:
         return _by_user(span, axis)
     refuse_quantised(span)
     return None
@@ -299,7 +301,7 @@ def _belongs(
 
 def _text_sizes(config: Mapping[str, Any]) -> list[int]:
     """Sizes in config.json that are of the model itself, not of a part with its own vocabulary."""
-    levels = [config, *(config.get(key) for key in (*LANGUAGE_LEVELS, "encoder"))]
+    levels = [config, *(config.get(key) for key in (*LANGUAGE_LEVELS, "encoder", "decoder"))]
     return [
         size
         for level in levels

@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from clpstream.checkpoint import LANGUAGE_LEVELS, VOCABULARY_SIZE
+from clpstream.checkpoint import VOCABULARY_SIZE
+from clpstream.inputs import LANGUAGE_LEVELS
 from clpstream.vocabulary import ROLES
 
 _TOKEN_KEY = re.compile(
@@ -208,7 +209,7 @@ class Retarget:
 
 
 def _main_sizes(config: Mapping[str, Any]) -> frozenset[int]:
-    levels = (config, config.get("text_config"))
+    levels = (config, *(config.get(key) for key in LANGUAGE_LEVELS))
     sizes = [level.get("vocab_size") for level in levels if isinstance(level, Mapping)]
     return frozenset(size for size in sizes if type(size) is int)
 

@@ -6,26 +6,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-VOCABULARY_FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "vocab.txt",
-    "tokenizer.model",
-    "tokenizer.model.v*",
-    "tiktoken.model",
-    "spiece.model",
-    "spm.model",
-    "sentencepiece.model",
-    "sentencepiece.bpe.model",
-    "source.spm",
-    "target.spm",
-    "*.tiktoken",
-    "tekken.json",
-)
-"""A tokenizer has one of these at least."""
+from clpstream.vocabulary import VOCABULARY_FILES
 
 TOKENIZER_FILES = (
     *VOCABULARY_FILES,
+    "source.spm",
+    "target.spm",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -53,7 +39,7 @@ REWRITTEN = (
     "config.json",
     "generation_config.json",
     "clpstream.json",
-    "*.safetensors*",
+    "model.safetensors.index.json",
     "pytorch_model.bin.index.json",
 )
 """Files that the conversion itself writes."""

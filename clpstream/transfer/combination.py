@@ -27,7 +27,7 @@ class SparseWeights:
     """Weights of the anchors for each missing row, kept as compressed sparse rows."""
 
     def __init__(self, parts: Sequence[Part]) -> None:
-        """Compact parts, in order. No anchor comes twice in a row; a row may have none."""
+        """Compact parts, in order. A row may have none."""
         counts = [part[0] for part in parts]
         self._starts = np.cumsum(np.concatenate([[0], *counts]), dtype=np.int64)
         self._indices = np.concatenate([np.empty(0, np.int32), *(part[1] for part in parts)])

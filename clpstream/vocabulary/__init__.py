@@ -1,6 +1,7 @@
 """Tokenizer files -> what each token stands for, and what two vocabularies share."""
 
 from clpstream.vocabulary.classes import tokenizer_class
+from clpstream.vocabulary.files import VOCABULARY_FILES
 from clpstream.vocabulary.overlap import MISSING, Match, Overlap, match
 from clpstream.vocabulary.split import Splitter
 from clpstream.vocabulary.tokenizer import ROLES, read_vocabulary
@@ -9,6 +10,7 @@ from clpstream.vocabulary.tokens import Vocabulary
 __all__ = [
     "MISSING",
     "ROLES",
+    "VOCABULARY_FILES",
     "Match",
     "Overlap",
     "Splitter",

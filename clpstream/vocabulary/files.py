@@ -28,7 +28,7 @@ TOKENIZER_FILE, TEKKEN_FILE = "tokenizer.json", "tekken.json"
 _STRING = rb'[\s,]*"[^"\\]*(?:\\.[^"\\]*)*"'
 _MERGES = re.compile(rb'"merges"\s*:\s*\[')
 _SOME_MERGES = re.compile(rb"(?:%s|[\s,]*\[(?:%s){2}\s*\]){1,1000}" % (_STRING, _STRING))
-_RANKED = re.compile(rb"([A-Za-z0-9+/]*=*) (\d+)")  # "= 50256" is a token of no bytes
+_RANKED = re.compile(rb"([A-Za-z0-9+/]*=*) (\d{1,18})")  # "= 50256" is a token of no bytes
 _OLD_TEKKEN_SPECIAL = (
     *("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
     *("[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]"),
@@ -136,7 +136,7 @@ def _tekken(path: Path, settings: Mapping[str, Any]) -> Listed:
         tokens += [
             (byte_level(base64.b64decode(entry["token_bytes"])), first + entry["rank"])
             for entry in entries
-            if first + entry["rank"] < size
+            if first <= first + entry["rank"] < size
         ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise VocabularyError(f"{path}: not a tekken file ({error!r}); download it again") from None
@@ -147,7 +147,7 @@ def _tiktoken(path: Path, settings: Mapping[str, Any]) -> Listed:
     tokens = []
     for number, line in enumerate(_content(path).splitlines(), start=1):
         match = _RANKED.fullmatch(line.strip())
-        if match:
+        if match and len(match[1].rstrip(b"=")) % 4 != 1:  # else it is no base64
             tokens.append((byte_level(base64.b64decode(match[1] + b"==")), int(match[2])))
         elif line.strip():
             raise VocabularyError(
@@ -267,3 +267,5 @@ _FORMATS: tuple[tuple[str, Reader], ...] = (
     ("sentencepiece.model", _model),
     ("tokenizer.model.v*", _model),
 )
+VOCABULARY_FILES = tuple(pattern for pattern, _ in _FORMATS)
+"""A tokenizer that can be read has one of these."""

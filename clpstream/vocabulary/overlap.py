@@ -48,15 +48,9 @@ class Overlap:
         return np.setdiff1d(self.shared, self.fuzzy, assume_unique=True)
 
     @property
-    def is_missing(self) -> npt.NDArray[np.bool_]:
-        """Shape (target size,): whether the source lacks the token."""
-        missing: npt.NDArray[np.bool_] = self.source_of == MISSING
-        return missing
-
-    @property
     def missing(self) -> Ids:
         """Target ids of the tokens that the source lacks."""
-        return np.flatnonzero(self.is_missing)
+        return np.flatnonzero(self.source_of == MISSING)
 
     @property
     def unused(self) -> Ids:

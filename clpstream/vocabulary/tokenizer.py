@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clpstream.errors import VocabularyError
-from clpstream.inputs import read_json_if_there
+from clpstream.inputs import LANGUAGE_LEVELS, read_json_if_there
 from clpstream.vocabulary.files import TIKTOKEN, Listed, find_tokenizer, is_id
 from clpstream.vocabulary.tokens import Vocabulary
 
@@ -126,9 +126,13 @@ def _added_tokens(directory: Path, settings: dict[str, Any]) -> dict[str, tuple[
         if is_id(token):
             found[piece] = (token, False)
     for token, entry in _as(dict, settings.get("added_tokens_decoder")).items():
-        if isinstance(entry, dict) and token.isdecimal() and "content" in entry:
+        if isinstance(entry, dict) and _is_number(token) and "content" in entry:
             found[str(entry["content"])] = (int(token), bool(entry.get("special")))
     return found
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) < 19
 
 
 def _special(
@@ -210,7 +214,7 @@ def _roles(
 
 
 def _first_id(config: dict[str, Any], key: str) -> int | None:
-    for level in (config, config.get("text_config")):
+    for level in (config, *(config.get(key) for key in LANGUAGE_LEVELS)):
         value = level.get(key) if isinstance(level, dict) else None
         for token in value if isinstance(value, list) else [value]:
             if isinstance(token, int) and is_id(token):
