@@ -17,9 +17,9 @@ from clpstream.checkpoint import (
     is_tied,
     same_bytes,
 )
+from clpstream.checks import absent_roles, check_configs, check_helper, check_source
 from clpstream.errors import ClpstreamError
 from clpstream.hub import model_name, open_headers
-from clpstream.plan import absent_roles, check_configs, check_helper, check_source
 from clpstream.progress import Progress
 from clpstream.vocabulary import Vocabulary, read_vocabulary
 

@@ -20,10 +20,17 @@ from clpstream.checkpoint import (
     input_embeddings_names,
     is_tied,
     open_checkpoint,
-    vocabulary_role,
     vocabulary_size,
 )
-from clpstream.errors import CheckpointError, TransferError
+from clpstream.checks import (
+    check_configs,
+    check_helper,
+    check_source,
+    model_warnings,
+    origin_warnings,
+    vocabulary_warnings,
+)
+from clpstream.errors import TransferError
 from clpstream.inputs import read_json, read_json_if_there, refuse_lfs_pointer
 from clpstream.origins import Origins, find_origins
 from clpstream.output.config import Retarget
@@ -36,14 +43,10 @@ from clpstream.vocabulary import Match, Vocabulary, read_vocabulary, tokenizer_c
 Shared = Literal["copy"]
 Pieces = Literal["mean", "ends"]
 
-_OWN_TOKENIZER = ("qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "siglip2")
-"""Model types whose tokenizer class transformers 5 takes from the type, whatever the files say."""
 _READING_BYTES = 96 << 20
 """What reading rows, a block of the target and rounding it to its dtype take."""
 _SPARE_ROWS = 1024
-_MOST_BEHIND = 0.1
 _MOST_PADDING = 1 << 16
-_TOKENS_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -186,9 +189,9 @@ def make_plan(
         written=written,
         copied_files=files,
         warnings=(
-            *_vocabulary_warnings(old, new, source_rows, match_by),
-            *_origin_warnings(origins, new, known, embeddings),
-            *_model_warnings(big, tokenizer_directory, made, tied, base_rows),
+            *vocabulary_warnings(old, new, source_rows, origins),
+            *origin_warnings(origins, new, known, embeddings),
+            *model_warnings(big, tokenizer_directory, made, tied, base_rows),
             *notes,
         ),
     )
@@ -197,52 +200,6 @@ def make_plan(
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise TransferError(f"{name} is {value!r}; it can be {', '.join(choices)}")
-
-
-def check_configs(source: Checkpoint) -> None:
-    """Refuse a source without a config.json, or with a generation_config.json that is no JSON."""
-    if not (source.directory / "config.json").exists():
-        raise CheckpointError(f"{source.directory}: no config.json in it; the target needs one")
-    read_json_if_there(source.directory / "generation_config.json")
-
-
-def check_source(tensors: Collection[VocabularyTensor], vocabulary: Vocabulary) -> None:
-    """Refuse a tokenizer that is not the source's, and tables that can't be of one vocabulary.
-
-    A few ids without a row are no rarity. Rows that only some tables have are for images, or a
-    prompt, and no token of the tokenizer's own vocabulary is among them.
-    """
-    text = [token for token, text in enumerate(vocabulary.text) if text is not None]
-    most = max(tensor.rows for tensor in tensors)
-    behind = sum(token >= most for token in text)
-    if behind > _MOST_BEHIND * len(text):
-        raise CheckpointError(
-            f"{vocabulary.path}: {behind:,} of its {len(text):,} tokens have no row in the source, "
-            f"whose vocabulary tensors have {most}; the tokenizer does not belong to this source"
-        )
-    for tensor in tensors:
-        lost = next((token for token in text if tensor.rows <= token < most), None)
-        if lost is not None:
-            raise CheckpointError(
-                f"{tensor.span}: {tensor.rows} rows, where others have {most} and the tokenizer "
-                f"has {vocabulary.describe(lost)} at {lost}; if it is not indexed by token id, use "
-                f"--pass-through {tensor.name}"
-            )
-
-
-def check_helper(embeddings: VocabularyTensor, vocabulary: Vocabulary) -> None:
-    """Refuse a tokenizer that is not the helper's.
-
-    Some models have special tokens behind their rows: gemma-3's for images, which its text model
-    never sees.
-    """
-    for token in range(embeddings.rows, vocabulary.size):
-        if vocabulary.text[token] is not None:
-            raise CheckpointError(
-                f"{embeddings.span}: {embeddings.rows} rows, but {vocabulary.path} has token ids "
-                f"up to {vocabulary.size - 1} ({vocabulary.describe(token)} is {token}); the "
-                "tokenizer does not belong to this helper"
-            )
 
 
 def _base_rows(source: Checkpoint, vocabulary: Vocabulary, rows: int) -> int:
@@ -305,98 +262,3 @@ def _json_files(
     if index is not None:
         files[INDEX_FILE] = index
     return files, [*notes, *retarget.warnings]
-
-
-def _vocabulary_warnings(
-    old: Vocabulary, new: Vocabulary, source_rows: int, match_by: Match
-) -> list[str]:
-    """What is odd about the two vocabularies and how their special tokens match."""
-    warnings = [*old.notes, *new.notes]
-    if old.size > source_rows:
-        warnings.append(
-            f"{old.path}: token ids from {source_rows} to {old.size - 1} have no row in the "
-            "source; they are not shared"
-        )
-    warnings += absent_roles(new)
-    for token in dict.fromkeys(new.roles.values()) if match_by != "exact" else ():
-        named = [role for role, own in new.roles.items() if own == token and role in old.roles]
-        if len({old.roles[role] for role in named}) > 1:
-            warnings.append(
-                f"{new.describe(token)} is {' and '.join(named)} in the target, which are several "
-                f"tokens in the source; it has the row of {old.describe(old.roles[named[0]])}"
-            )
-    return warnings
-
-
-def absent_roles(vocabulary: Vocabulary) -> list[str]:
-    """A warning for each special token that is named and has no id."""
-    return [
-        f"{vocabulary.path}: the {role} token {piece!r} of tokenizer_config.json is not in the "
-        "tokenizer; transformers gives it an id without a row"
-        for role, piece in vocabulary.absent.items()
-    ]
-
-
-def _origin_warnings(
-    origins: Origins, target: Vocabulary, helper: Vocabulary, embeddings: VocabularyTensor
-) -> list[str]:
-    """Tokens whose rows don't come from the helper."""
-    warnings = []
-    behind = [t for t in range(embeddings.rows, helper.size) if helper.pieces[t] is not None]
-    if behind:
-        warnings.append(
-            f"{helper.path}: tokens without a row in the helper are made as those that it lacks: "
-            f"{_names(helper, behind)}"
-        )
-    if len(origins.unknown):
-        warnings.append(
-            f"{len(origins.unknown):,} target tokens are in neither vocabulary and can't be split: "
-            f"{_names(target, origins.unknown.tolist())}; they get the mean of the anchors' rows"
-        )
-    return warnings
-
-
-def _names(vocabulary: Vocabulary, tokens: list[int]) -> str:
-    more = ", ..." if len(tokens) > _TOKENS_NAMED else ""
-    return ", ".join(vocabulary.describe(token) for token in tokens[:_TOKENS_NAMED]) + more
-
-
-def _model_warnings(
-    source: Checkpoint,
-    tokenizer: Path,
-    new: Mapping[str, NewTensor],
-    tied: bool,
-    base_rows: int,
-) -> list[str]:
-    """What may surprise when the target is loaded."""
-    warnings = []
-    model_type = source.config.get("model_type")
-    its_model = read_json_if_there(tokenizer / "config.json")
-    if model_type in _OWN_TOKENIZER and model_type != its_model.get("model_type"):
-        warnings.append(
-            f"transformers 5's AutoTokenizer takes the tokenizer class of a {model_type} from its "
-            "type and may split text wrongly; load the target's tokenizer with "
-            "PreTrainedTokenizerFast.from_pretrained"
-        )
-    for span in source.tensors:
-        if span.name not in new and vocabulary_role(span.name) is not None:
-            warnings.append(
-                f"{span.name} passes through with its {span.shape[0]} rows: it is named like a "
-                "vocabulary tensor"
-            )
-    for name, made in new.items():
-        behind = made.tensor.rows - base_rows
-        if behind:
-            warnings.append(
-                f"{name}: {behind} rows behind the source's vocabulary of {base_rows} stay behind "
-                f"the target's, from id {made.rows - behind} on"
-            )
-    flag = source.config.get("tie_word_embeddings")
-    if flag is True and not tied:
-        warnings.append(
-            "config.json says tie_word_embeddings, but the source's head differs from its input "
-            "embeddings: each got rows of its own"
-        )
-    if flag is False and not any(made.tensor.role == "output head" for made in new.values()):
-        warnings.append("config.json says that there is an output head, but no shard has one")
-    return warnings

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from clpstream.checkpoint import Checkpoint, fingerprint
+from clpstream.checks import named_tokens
 from clpstream.hub import cache_entry, model_name
 from clpstream.origins import NO_ROW
 from clpstream.output.report import (
@@ -29,7 +30,7 @@ from clpstream.plan import Plan
 from clpstream.transfer import Prepared
 from clpstream.vocabulary import Vocabulary
 
-_EXAMPLES, _ANCHORS_SHOWN, _TOKENS_NAMED = 12, 4, 10
+_EXAMPLES, _ANCHORS_SHOWN = 12, 4
 
 
 def make_report(plan: Plan, prepared: Prepared | None = None) -> Report:
@@ -177,11 +178,9 @@ def _guard_warnings(plan: Plan, guarded: Mapping[str, Any]) -> list[str]:
     warnings = []
     for reason, rows in guarded.items():
         if len(rows):
-            tokens = plan.origins.combined[rows[:_TOKENS_NAMED]].tolist()
-            names = [plan.target_vocabulary.describe(token) for token in tokens]
-            more = ", ..." if len(rows) > _TOKENS_NAMED else ""
+            tokens = plan.origins.combined[rows].tolist()
             warnings.append(
                 f"guarded ({plan.method.name}: {reason}): {len(rows):,} of the missing tokens: "
-                f"{', '.join(names)}{more}"
+                f"{named_tokens(plan.target_vocabulary, tokens)}"
             )
     return warnings
