@@ -157,6 +157,10 @@ def test_tensors_on_two_levels_are_not_lost(tmp_path, form):
     blocks = b"}(" + text("w") + weight + text("blocks") + more + b"u"
     write(tmp_path / "y.bin", form, blocks, {"0": (4, b"12345678")})
     refused(tmp_path / "y.bin", "'blocks'", "flat", "state_dict()")
+    fewer = b"}(" + text("a") + weight + text("b") + weight
+    fewer += text("model") + ordered_dict({"c": weight}) + b"u"
+    write(tmp_path / "z.bin", form, fewer, {"0": (4, b"12345678")})
+    refused(tmp_path / "z.bin", "'model'", "flat", "state_dict()")
 
 
 def test_views_of_storages_in_the_legacy_format(tmp_path):

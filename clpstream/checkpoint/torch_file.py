@@ -423,10 +423,10 @@ def _tensors(found: dict[str, Any]) -> dict[str, _Tensor | _Unreadable]:
 def _state_dict(path: Path, value: Any) -> dict[str, _Tensor | _Unreadable]:
     nested = [value.get(key) for key in ("state_dict", "model")] if type(value) is dict else []
     dicts = [found for found in (value, *nested) if type(found) is dict]
-    tensors = max(map(_tensors, dicts), key=len, default={})
-    if tensors:
-        for key, inner in next(d for d in dicts if _tensors(d) == tensors).items():
-            if inner not in dicts and type(inner) is dict and _tensors(inner):
+    best = max(dicts, key=lambda found: len(_tensors(found)), default={})
+    if tensors := _tensors(best):
+        for key, inner in best.items():
+            if type(inner) is dict and _tensors(inner):
                 raise CheckpointError(
                     f"{path}: tensors inside '{shown(key)}' would be lost; save the model's flat "
                     "state_dict()"
