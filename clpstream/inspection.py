@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from clpstream.checkpoint import (
-    VOCABULARY_SIZE,
     VocabularyTensor,
     find_vocabulary_tensors,
     input_embeddings,
     is_tied,
     same_bytes,
+    sizes_in,
 )
 from clpstream.checks import absent_roles, check_configs, check_helper, check_source
 from clpstream.errors import ClpstreamError
@@ -118,7 +118,7 @@ def inspect(model: str | Path, progress: Progress | None = None) -> Inspection:
         quantisation=quantisation.get("quant_method") if isinstance(quantisation, dict) else None,
         vocabulary_tensors=_inspected(tensors or (), here),
         tied=tied,
-        config_sizes=_sizes(config),
+        config_sizes={".".join((*s.path, s.key)): s.value for s in sizes_in(config)},
         tokenizer=None if vocabulary is None else _tokenizer(vocabulary),
         as_source=no_config or no_tensors or no_vocabulary or unfit,
         as_helper=no_table or no_vocabulary or behind,
@@ -145,16 +145,6 @@ def _inspected(tensors: tuple[VocabularyTensor, ...], here: bool) -> tuple[Inspe
         )
         for place, tensor in enumerate(tensors)
     )
-
-
-def _sizes(config: Mapping[str, Any], prefix: str = "") -> dict[str, int]:
-    found: dict[str, int] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            found |= _sizes(value, f"{prefix}{key}.")
-        elif VOCABULARY_SIZE.fullmatch(key) and type(value) is int:
-            found[prefix + key] = value
-    return found
 
 
 def _tokenizer(vocabulary: Vocabulary) -> InspectedTokenizer:

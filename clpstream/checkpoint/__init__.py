@@ -12,6 +12,7 @@ from clpstream.checkpoint.dtypes import FLOATS
 from clpstream.checkpoint.names import VOCABULARY_SIZE, vocabulary_role
 from clpstream.checkpoint.rows import TensorRows
 from clpstream.checkpoint.safetensors_file import Shard, TensorSpan, header_bytes, read_shard
+from clpstream.checkpoint.sizes import sizes_in, stated_sizes, vocabulary_size
 from clpstream.checkpoint.strided import c_order_blocks
 from clpstream.checkpoint.vocabulary_tensors import (
     VocabularyTensor,
@@ -20,8 +21,6 @@ from clpstream.checkpoint.vocabulary_tensors import (
     input_embeddings_names,
     is_tied,
     same_bytes,
-    vocabulary_size,
-    vocabulary_sizes,
 )
 
 __all__ = [
@@ -45,7 +44,8 @@ __all__ = [
     "read_shard",
     "same_bytes",
     "shard_names",
+    "sizes_in",
+    "stated_sizes",
     "vocabulary_role",
     "vocabulary_size",
-    "vocabulary_sizes",
 ]

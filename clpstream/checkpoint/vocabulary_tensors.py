@@ -15,7 +15,6 @@ from clpstream.checkpoint.names import (
     NAMES_IF_AS_LONG,
     NEVER_VOCABULARY,
     VOCABULARY_NAMES,
-    VOCABULARY_SIZE,
     Role,
     entry_of,
     in_a_layer,
@@ -23,9 +22,9 @@ from clpstream.checkpoint.names import (
 )
 from clpstream.checkpoint.rows import TensorRows
 from clpstream.checkpoint.safetensors_file import TensorSpan
+from clpstream.checkpoint.sizes import text_sizes, vocabulary_size, vocabulary_sizes
 from clpstream.checkpoint.sweep import refuse_quantised, refuse_split, refuse_unexplained
 from clpstream.errors import CheckpointError
-from clpstream.inputs import LANGUAGE_LEVELS
 
 _NEAR = 0.1
 """Tables of one vocabulary may differ in length by this part: rows for images, or for a prompt."""
@@ -207,27 +206,6 @@ def same_bytes(a: VocabularyTensor, b: VocabularyTensor) -> bool:
     )
 
 
-def vocabulary_sizes(config: Mapping[str, Any]) -> list[int]:
-    """All numbers of config.json that are sizes of vocabularies, the language model's first."""
-    own = [n for key, n in config.items() if VOCABULARY_SIZE.fullmatch(key) and type(n) is int]
-    levels = [(key, value) for key, value in config.items() if isinstance(value, dict)]
-    levels.sort(key=lambda level: level[0] not in LANGUAGE_LEVELS)
-    return [*own, *(size for _, level in levels for size in vocabulary_sizes(level))]
-
-
-def vocabulary_size(config: Mapping[str, Any], rows: int) -> int:
-    """How many of a table's rows are for the vocabulary, padding included.
-
-    Some classes make tables longer than config.json's vocab_size by a number of their own, for
-    images (mllama) or for prompts (cpmant).
-    """
-    if rows in vocabulary_sizes(config):
-        return rows
-    levels = [config, *(config.get(key) for key in LANGUAGE_LEVELS)]
-    sizes = [level.get("vocab_size") for level in levels if isinstance(level, dict)]
-    return next((size for size in sizes if type(size) is int and 0 < size < rows), rows)
-
-
 def _by_name(
     span: TensorSpan, embeddings: VocabularyTensor, by_user: bool
 ) -> VocabularyTensor | None:
@@ -286,7 +264,7 @@ def _belongs(
     if in_a_layer(tensor.name) and not near:
         return False
     if tensor.rows in vocabulary_sizes(config):
-        if tensor.role != "input embeddings" or tensor.rows not in _text_sizes(config):
+        if tensor.role != "input embeddings" or tensor.rows not in text_sizes(config):
             return False
         raise CheckpointError(
             f"{tensor.span}: it has {tensor.rows} rows, and '{embeddings.name}' has "
@@ -297,18 +275,6 @@ def _belongs(
         f"{tensor.span}: it is named like a vocabulary tensor, but has {tensor.rows} rows, and "
         f"'{embeddings.name}' has {embeddings.rows}; decide with --pass-through {tensor.name}"
     )
-
-
-def _text_sizes(config: Mapping[str, Any]) -> list[int]:
-    """Sizes in config.json that are of the model itself, not of a part with its own vocabulary."""
-    levels = [config, *(config.get(key) for key in (*LANGUAGE_LEVELS, "encoder", "decoder"))]
-    return [
-        size
-        for level in levels
-        if isinstance(level, dict)
-        for key, size in level.items()
-        if VOCABULARY_SIZE.fullmatch(key) and type(size) is int
-    ]
 
 
 def _check_usable(tensor: VocabularyTensor) -> None:

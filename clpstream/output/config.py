@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from clpstream.checkpoint import VOCABULARY_SIZE
+from clpstream.checkpoint import VOCABULARY_SIZE, stated_sizes
 from clpstream.inputs import LANGUAGE_LEVELS
 from clpstream.vocabulary import ROLES
 
@@ -68,7 +68,7 @@ class Retarget:
         would take its class's default, which belongs to another vocabulary. `tokenizer_class` is
         named in it if given: transformers looks there when tokenizer_config.json is silent.
         """
-        sizes = dict.fromkeys(_main_sizes(config), self.rows) | dict(self.sizes)
+        sizes = dict.fromkeys(stated_sizes(config), self.rows) | dict(self.sizes)
         sizes[self.old_rows] = self.rows
         new = self._level(config, "config.json", sizes, all_stops=alone)
         levels = [level for level in _levels(new) if _has_size(level, sizes.values())]
@@ -206,12 +206,6 @@ class Retarget:
             "source's eos tokens do"
         )
         return every
-
-
-def _main_sizes(config: Mapping[str, Any]) -> frozenset[int]:
-    levels = (config, *(config.get(key) for key in LANGUAGE_LEVELS))
-    sizes = [level.get("vocab_size") for level in levels if isinstance(level, Mapping)]
-    return frozenset(size for size in sizes if type(size) is int)
 
 
 def _has_size(level: Mapping[str, Any], sizes: Collection[int]) -> bool:
