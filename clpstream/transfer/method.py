@@ -10,17 +10,20 @@ import numpy.typing as npt
 
 from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, mean
 
+NO_ANCHOR = -1
+"""For a wanted token that is none of the anchors: a missing one."""
+
 
 class Prepared(Protocol):
     """A method that has seen the helper. It serves every vocabulary tensor of the source."""
 
     @property
     def guarded(self) -> dict[str, Ids]:
-        """Missing rows (by index) that the formula did not make, by the reason why."""
+        """Wanted rows (by index) that the formula did not make, by the reason why."""
         ...
 
     def rows(self, anchors: Rows) -> Rows:
-        """The missing rows (n_missing, d_source) of a tensor, from its rows of the anchors.
+        """The wanted rows (n_wanted, d_source) of a tensor, from its rows of the anchors.
 
         `anchors` is (n_anchors, d_source), in the order of the anchors given to `prepare`. Rows
         are made when they are asked for, by a slice of consecutive rows. Raises TransferError if
@@ -29,20 +32,33 @@ class Prepared(Protocol):
         ...
 
     def nearest(self, rows: Sequence[int], top: int) -> list[tuple[Ids, Doubles]]:
-        """For some missing rows, the `top` anchors that weigh most: indices and weights."""
+        """For some wanted rows, the `top` anchors that weigh most: indices and weights."""
         ...
 
 
 class Method(Protocol):
-    """A rule that makes missing rows from anchors' rows."""
+    """A rule that makes the rows of wanted tokens from anchors' rows."""
 
     @property
     def name(self) -> str: ...
 
-    def prepare(self, anchors: Rows, missing: Rows) -> Prepared:
-        """Learn from the helper's rows of the anchors (n_anchors, d_helper) and of the missing
-        tokens (n_missing, d_helper). Raises TransferError if there is no anchor, the widths
-        differ, or a row has NaN or Inf."""
+    @property
+    def reads_helper(self) -> bool:
+        """Whether the helper's rows matter. If not, those given have no columns."""
+        ...
+
+    def prepare(self, anchors: Rows, wanted: Rows, own: Ids | None = None) -> Prepared:
+        """Learn from the helper's rows of the anchors (n_anchors, d_helper) and of the wanted
+        tokens (n_wanted, d_helper).
+
+        own: (n_wanted,) the anchor that is the same token, or NO_ANCHOR; that anchor's row takes no
+        part in the wanted one, which is made as if the token were missing. None: all are missing.
+        Raises TransferError if there is no anchor, the widths differ, or a row has NaN or Inf.
+        """
+        ...
+
+    def fewest(self, d_helper: int, d_source: int) -> int:
+        """With fewer anchors than this, rows can't be relied on."""
         ...
 
     def options(self) -> dict[str, Any]:
@@ -55,7 +71,7 @@ class Method(Protocol):
 
 
 class WithMean:
-    """Missing rows of which some, without a direction in the helper, are the anchors' mean row."""
+    """Wanted rows of which some, without a direction in the helper, are the anchors' mean row."""
 
     def __init__(self, rows: Rows, directionless: npt.NDArray[np.bool_], anchors: Rows) -> None:
         self._rows = rows
