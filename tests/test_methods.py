@@ -7,69 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from truths import cosines, helper_and_source, knn_reference, relative_error, sparsemax_by_bisection
 
 from clpstream import Clp, Knn, TransferError
-from clpstream.transfer import search
+from clpstream.transfer import NO_ANCHOR, search
 from clpstream.transfer.rows import Unit
 from clpstream.transfer.weights import similarity, softmax, sparsemax, sparsemax_threshold
 
 WEIGHTS = ("softmax", "sparsemax", "similarity")
-
-
-def helper_and_source(anchors=300, missing=120, d_helper=24, d_source=40, shift=1.0, seed=0):
-    """Rows as language models have them: clusters, and a mean that all rows share."""
-    generator = np.random.default_rng(seed)
-    centers = generator.standard_normal((20, d_helper))
-    kinds = generator.integers(0, 20, anchors + missing)
-    rows = centers[kinds] + 0.5 * generator.standard_normal((anchors + missing, d_helper))
-    rows = (rows + shift * generator.standard_normal(d_helper)).astype(np.float32)
-    source = generator.standard_normal((anchors, d_source)).astype(np.float32)
-    return rows[:anchors], rows[anchors:], source
-
-
-def unit(rows):
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def cosines(anchors, missing, center):
-    """(missing, anchors) in float64."""
-    anchors, missing = anchors.astype(np.float64), missing.astype(np.float64)
-    mean = anchors.mean(axis=0) if center else 0
-    return unit(missing - mean) @ unit(anchors - mean).T
-
-
-def sparsemax_by_bisection(scores):
-    """The projection onto the simplex, found without its closed form."""
-    low, high = scores.max() - 1, scores.max()
-    for _ in range(200):
-        middle = (low + high) / 2
-        if np.maximum(scores - middle, 0).sum() > 1:
-            low = middle
-        else:
-            high = middle
-    return np.maximum(scores - high, 0)
-
-
-def knn_reference(anchors, missing, source, k, weights, temperature, center):
-    scores = cosines(anchors, missing, center)
-    rows = []
-    for row in scores:
-        nearest = np.argsort(-row, kind="stable")[:k]
-        if weights == "sparsemax":
-            weight = sparsemax_by_bisection(row)
-        else:
-            weight = np.zeros_like(row)
-            if weights == "softmax":
-                weight[nearest] = np.exp(row[nearest] / temperature)
-            else:
-                weight[nearest] = np.maximum(row[nearest], 0)
-            weight /= weight.sum()
-        rows.append(weight @ source.astype(np.float64))
-    return np.array(rows)
-
-
-def relative_error(made, expected):
-    return np.linalg.norm(made - expected, axis=1) / np.linalg.norm(expected, axis=1)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -224,7 +169,9 @@ def test_helper_rows_of_any_scale_give_the_same_rows():
 
 def test_equal_scores_keep_the_order_of_the_anchors(monkeypatch):
     anchors = Unit(np.repeat(np.eye(4, dtype=np.float32), 50, axis=0), None)
-    queries = search.Queries(Unit(np.eye(4, dtype=np.float32), None), np.arange(4))
+    queries = search.Queries(
+        Unit(np.eye(4, dtype=np.float32), None), np.arange(4), np.full(4, NO_ANCHOR)
+    )
     for size in (1 << 20, 16 * 4 * 9):
         monkeypatch.setattr(search, "ANCHOR_BYTES", size)
         _, ids = search.nearest(queries, anchors, 3)
@@ -239,7 +186,7 @@ def test_the_neighbours_are_exact_where_float32_can_not_tell_them_apart(d):
     missing = base + 0.3 * generator.standard_normal((200, d))
     anchors, missing = anchors.astype(np.float32), missing.astype(np.float32)
     scores = cosines(anchors, missing, center=False)
-    queries = search.Queries(Unit(missing, None), np.arange(200))
+    queries = search.Queries(Unit(missing, None), np.arange(200), np.full(200, NO_ANCHOR))
     _, ids = search.nearest(queries, Unit(anchors, None), 5)
     expected = np.argsort(-scores, axis=1, kind="stable")[:, :5]
     assert np.array_equal(np.sort(ids, axis=1), np.sort(expected, axis=1))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
+from clpstream.transfer.cosine_sums import ClosedSums, PositiveSums, totals
 from clpstream.transfer.knn import Knn
-from clpstream.transfer.method import heaviest
+from clpstream.transfer.method import NO_ANCHOR, heaviest, own_anchors
 from clpstream.transfer.rows import (
     BLOCK_BYTES,
     Doubles,
@@ -22,13 +24,14 @@ from clpstream.transfer.rows import (
     bounds,
     check_count,
     check_shapes,
-    mean,
 )
 
 MIN_CONDITION = 0.01
 """Smallest ratio of the mean cosine to the root mean square cosine that the formula is used for."""
 _SAMPLE = 256
 """Anchors, evenly spaced, from which the root mean square cosine is estimated."""
+_MIN_POSITIVE = 1e-6
+"""A sum of positive cosines that is no more than this may be rounding."""
 
 
 @dataclass(frozen=True)
@@ -37,64 +40,79 @@ class Clp:
 
     E_m = sum_a w_ma E_a with w_ma = cos(H_m, H_a) / sum_a cos(H_m, H_a). Since the sum is linear,
     E_M = [Ĥ_M (Ĥ_Aᵀ E_A)] / [Ĥ_M (Ĥ_Aᵀ 1)]: a matrix of d_helper x d_source, and no similarities.
+    The row of a shared token is that of both sums less the term of its own anchor.
 
     The denominator may be negative or close to zero, where the formula flips or blows up the row.
     Where the mean cosine is below 0.01 of the root mean square cosine (of 256 anchors), the row is
     guarded: it is made from the ten nearest anchors, weighted by the same formula.
+
+    clip_negative:
+        negative cosines count as 0, so that every row is a mean of anchors' rows. There is no
+        closed form, and each tensor's rows cost the cosines with all anchors. A row without a
+        positive cosine is guarded as above.
     """
 
+    clip_negative: bool = False
     name: ClassVar[str] = "clp"
+    reads_helper: ClassVar[bool] = True
 
-    def prepare(self, anchors: Rows, missing: Rows) -> PreparedClp:
+    def prepare(self, anchors: Rows, wanted: Rows, own: Ids | None = None) -> PreparedClp:
         """See `Method.prepare`."""
-        check_shapes(anchors, missing)
-        return PreparedClp(anchors, missing)
+        check_shapes(anchors, wanted)
+        own = own_anchors(own, wanted.shape[0], anchors.shape[0])
+        return PreparedClp(anchors, wanted, own, self.clip_negative)
+
+    def fewest(self, d_helper: int, d_source: int) -> int:
+        """See `Method.fewest`. With one anchor, all rows are its row."""
+        return 2
 
     def options(self) -> dict[str, Any]:
         """See `Method.options`."""
-        return {}
+        return asdict(self)
 
     def working_bytes(self, anchors: int, missing: int, d_helper: int, d_source: int) -> int:
         """See `Method.working_bytes`."""
-        return 20 * d_helper * d_source + 24 * missing + 6 * BLOCK_BYTES
+        matrix = 0 if self.clip_negative else 20 * d_helper * d_source
+        return matrix + 32 * missing + 6 * BLOCK_BYTES
 
 
 class PreparedClp:
-    """See `Prepared`. Keeps one number per missing token; rows are read again when made."""
+    """See `Prepared`. Keeps two numbers per wanted token; rows are read again when made."""
 
-    def __init__(self, anchors: Rows, missing: Rows) -> None:
+    def __init__(self, anchors: Rows, wanted: Rows, own: Ids, clip_negative: bool) -> None:
         self._anchors = Unit(anchors, None)
-        self._missing = Unit(missing, None)
-        total = mean(self._anchors) * anchors.shape[0]
-        sample = self._anchors[np.linspace(0, anchors.shape[0] - 1, _SAMPLE).astype(np.int64)]
-        self._denominators = np.empty(missing.shape[0])
-        condition = np.empty(missing.shape[0])
-        for block in blocks(missing):
-            rows = self._missing[block]
-            spread = np.sqrt(np.square(rows @ sample.T).mean(axis=1, dtype=np.float64))
-            self._denominators[block] = rows.astype(np.float64) @ total
-            condition[block] = self._denominators[block] / np.maximum(
-                anchors.shape[0] * spread, np.finfo(np.float64).tiny
-            )
-        bad = condition < MIN_CONDITION
+        self._wanted = Unit(wanted, None)
+        self._own = own
+        self._clip_negative = clip_negative
+        if clip_negative:
+            self._denominators = _positive_totals(self._wanted, self._anchors, own)
+            bad = self._denominators <= _MIN_POSITIVE
+        else:
+            self._denominators = totals(self._wanted, self._anchors, own)
+            bad = _condition(self._denominators, self._wanted, self._anchors, own) < MIN_CONDITION
         self._bad = np.flatnonzero(bad)
         self._fallback = Knn(weights="similarity", center=False).prepare(
-            anchors, Selected(missing, self._bad)
+            anchors, Selected(wanted, self._bad), own[self._bad]
         )
         lost = self._bad[self._fallback.guarded["no direction in the helper"]]
-        usable = np.setdiff1d(self._bad, lost)
-        self.guarded = {
-            "negative denominator": usable[self._denominators[usable] < 0],
-            "denominator near zero": usable[self._denominators[usable] >= 0],
-            "no direction in the helper": lost,
+        self.guarded = self._reasons(np.setdiff1d(self._bad, lost))
+        self.guarded["no direction in the helper"] = lost
+
+    def _reasons(self, guarded: Ids) -> dict[str, Ids]:
+        if self._clip_negative:
+            return {"no positive cosine": guarded}
+        negative = self._denominators[guarded] < 0
+        return {
+            "negative denominator": guarded[negative],
+            "denominator near zero": guarded[~negative],
         }
 
     def rows(self, anchors: Rows) -> Rows:
         """See `Prepared.rows`."""
         check_count(anchors, self._anchors.shape[0])
-        return _ClosedForm(
-            self._missing,
-            _projection(self._anchors, anchors),
+        sums = PositiveSums if self._clip_negative else ClosedSums
+        return _Guarded(
+            sums(self._wanted, self._anchors, self._own, anchors),
             self._denominators,
             self._bad,
             self._fallback.rows(anchors),
@@ -102,45 +120,67 @@ class PreparedClp:
 
     def nearest(self, rows: Sequence[int], top: int) -> list[tuple[Ids, Doubles]]:
         """See `Prepared.nearest`."""
-        queries = self._missing[np.array(rows, np.int64)]
+        queries = self._wanted[np.array(rows, np.int64)]
         cosines = np.hstack([queries @ self._anchors[b].T for b in blocks(self._anchors)])
+        if self._clip_negative:
+            np.maximum(cosines, 0, out=cosines)
         return [
             self._nearest_of_guarded(row, top)
             if row in self._bad
-            else heaviest(np.arange(len(line)), line / self._denominators[row], top)
+            else self._heaviest(row, line / self._denominators[row], top)
             for row, line in zip(rows, cosines, strict=True)
         ]
+
+    def _heaviest(self, row: int, weights: Doubles, top: int) -> tuple[Ids, Doubles]:
+        others = np.flatnonzero(np.arange(len(weights)) != self._own[row])
+        return heaviest(others, weights[others], top)
 
     def _nearest_of_guarded(self, row: int, top: int) -> tuple[Ids, Doubles]:
         return self._fallback.nearest([int(np.searchsorted(self._bad, row))], top)[0]
 
 
-class _ClosedForm:
-    def __init__(
-        self, missing: Unit, projection: Floats, denominators: Doubles, bad: Ids, fallback: Rows
-    ) -> None:
-        self._missing = missing
-        self._projection = projection
+class _Guarded:
+    """Sums over their denominators, or rows of the fallback where those are bad."""
+
+    def __init__(self, sums: Rows, denominators: Doubles, bad: Ids, fallback: Rows) -> None:
+        self._sums = sums
         self._denominators = denominators
         self._bad = bad
         self._fallback = fallback
-        self.shape = (missing.shape[0], projection.shape[1])
+        self.shape = sums.shape
 
     def __getitem__(self, index: slice) -> Floats:
         start, stop = bounds(index, self.shape[0])
         first, last = np.searchsorted(self._bad, [start, stop])
         denominators = self._denominators[start:stop].copy()
         denominators[self._bad[first:last] - start] = 1
-        rows = (self._missing[index] @ self._projection) / denominators[:, None]
+        rows = self._sums[start:stop] / denominators[:, None]
         rows[self._bad[first:last] - start] = self._fallback[first:last]
         made: Floats = rows.astype(np.float32)
         return made
 
 
-def _projection(units: Unit, anchors: Rows) -> Floats:
-    """Ĥ_Aᵀ E_A, (d_helper, d_source): products of blocks in float32, their sum in float64."""
-    total = np.zeros((units.shape[1], anchors.shape[1]))
-    wider = units if units.shape[1] >= anchors.shape[1] else anchors
-    for block in blocks(wider):
-        total += units[block].T @ anchors[block]
-    return total.astype(np.float32)
+def _positive_totals(wanted: Unit, units: Unit, own: Ids) -> Doubles:
+    """The sum of each wanted row's positive cosines: (n_wanted,)."""
+    sums = PositiveSums(wanted, units, own, np.ones((units.shape[0], 1), np.float32))
+    found = [sums[block][:, 0] for block in blocks(wanted)]
+    return np.concatenate([np.empty(0), *found])
+
+
+def _condition(
+    denominators: Doubles, wanted: Unit, units: Unit, own: Ids
+) -> npt.NDArray[np.float64]:
+    """The mean cosine of each wanted row over its root mean square cosine: (n_wanted,)."""
+    spaced = np.linspace(0, units.shape[0] - 1, _SAMPLE).astype(np.int64)
+    ids = np.unique(spaced)
+    sample = units[ids]
+    condition = np.empty(len(denominators))
+    for block in blocks(wanted):
+        squares = np.square(wanted[block] @ sample.T, dtype=np.float64)
+        others = ids != own[block, None]
+        spread = np.sqrt((squares * others).sum(axis=1) / others.sum(axis=1))
+        count = units.shape[0] - (own[block] != NO_ANCHOR)
+        condition[block] = denominators[block] / np.maximum(
+            count * spread, np.finfo(np.float64).tiny
+        )
+    return condition

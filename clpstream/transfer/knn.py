@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from clpstream.errors import TransferError
 from clpstream.transfer.combination import Combined, Part, SparseWeights, compact
-from clpstream.transfer.method import WithMean, heaviest
+from clpstream.transfer.method import NO_ANCHOR, WithMean, heaviest, own_anchors
 from clpstream.transfer.rows import (
     BLOCK_BYTES,
     Doubles,
@@ -52,8 +52,9 @@ class Knn:
         1702.01417).
 
     A token whose helper row has no direction (it is zero, or the mean itself) gets the mean of
-    all anchors. Raises TransferError for parameters out of range, and in `prepare` if sparsemax
-    gives more weights than fit into memory.
+    all anchors. The row of a shared token is made as if its own anchor were not there, except that
+    the mean that is subtracted stays that of all anchors. Raises TransferError for parameters out
+    of range, and in `prepare` if sparsemax gives more weights than fit into memory.
     """
 
     neighbors: int = 10
@@ -61,6 +62,7 @@ class Knn:
     temperature: float = 0.1
     center: bool = True
     name: ClassVar[str] = "knn"
+    reads_helper: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if type(self.neighbors) is not int or self.neighbors < 1:
@@ -71,16 +73,17 @@ class Knn:
         if not 0 < self.temperature < float("inf"):
             raise TransferError(f"temperature is {self.temperature}; it must be above 0 and finite")
 
-    def prepare(self, anchors: Rows, missing: Rows) -> PreparedKnn:
+    def prepare(self, anchors: Rows, wanted: Rows, own: Ids | None = None) -> PreparedKnn:
         """See `Method.prepare`."""
-        check_shapes(anchors, missing)
+        check_shapes(anchors, wanted)
+        own = own_anchors(own, wanted.shape[0], anchors.shape[0])
         center = mean(anchors) if self.center else None
-        units, wanted = Unit(anchors, center), Unit(missing, center)
+        units, unit_wanted = Unit(anchors, center), Unit(wanted, center)
         k = min(self.neighbors, anchors.shape[0])
         parts, kept = [], 0
-        lost = np.zeros(missing.shape[0], bool)
-        for block in blocks(missing, QUERY_BYTES):
-            queries = Queries(wanted, np.arange(block.start, block.stop))
+        lost = np.zeros(wanted.shape[0], bool)
+        for block in blocks(wanted, QUERY_BYTES):
+            queries = Queries(unit_wanted, np.arange(block.start, block.stop), own[block])
             lost[block] = ~queries.rows.any(axis=1)
             alive = np.flatnonzero(~lost[block])
             counts = np.zeros(len(queries.rows), np.int64)
@@ -90,7 +93,11 @@ class Knn:
             kept += len(indices)
             if self.weights == "sparsemax":  # how many it gives is known only now
                 _check_kept(kept)
-        return PreparedKnn(SparseWeights(parts), lost, anchors.shape[0])
+        return PreparedKnn(SparseWeights(parts), lost, own, anchors.shape[0])
+
+    def fewest(self, d_helper: int, d_source: int) -> int:
+        """See `Method.fewest`."""
+        return self.neighbors
 
     def options(self) -> dict[str, Any]:
         """See `Method.options`."""
@@ -118,22 +125,26 @@ class Knn:
             values = softmax(scores, self.temperature)
         else:
             values = similarity(scores)
-        return np.full(len(ids), k), ids.ravel(), values.ravel()
+        others = ids != queries.own[:, None]
+        return others.sum(axis=1), ids[others], values[others]
 
 
 class PreparedKnn:
     """See `Prepared`."""
 
-    def __init__(self, weights: SparseWeights, lost: npt.NDArray[np.bool_], anchors: int) -> None:
+    def __init__(
+        self, weights: SparseWeights, lost: npt.NDArray[np.bool_], own: Ids, anchors: int
+    ) -> None:
         self._weights = weights
         self._lost = lost
+        self._own = own
         self._anchors = anchors
         self.guarded = {"no direction in the helper": np.flatnonzero(lost)}
 
     def rows(self, anchors: Rows) -> Rows:
         """See `Prepared.rows`."""
         check_count(anchors, self._anchors)
-        return WithMean(Combined(self._weights, anchors), self._lost, anchors)
+        return WithMean(Combined(self._weights, anchors), self._lost, anchors, self._own)
 
     def nearest(self, rows: Sequence[int], top: int) -> list[tuple[Ids, Doubles]]:
         """See `Prepared.nearest`."""
@@ -166,6 +177,9 @@ def _sparsemax_of_all(queries: Queries, anchors: Unit) -> Part:
     for start in range(0, len(queries.rows), step):
         rows = queries.rows[start : start + step]
         scores = np.hstack([rows @ anchors[block].T for block in blocks(anchors, ANCHOR_BYTES)])
+        own = queries.own[start : start + step]
+        shared = np.flatnonzero(own != NO_ANCHOR)
+        scores[shared, own[shared]] = -np.inf
         weights = np.maximum(scores - sparsemax_threshold(scores)[:, None], 0)
         parts.append(_nonzero(np.broadcast_to(np.arange(count), weights.shape), weights))
         kept += len(parts[-1][1])

@@ -8,7 +8,18 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, mean
+from clpstream.errors import TransferError
+from clpstream.transfer.rows import (
+    BLOCK_BYTES,
+    Doubles,
+    Floats,
+    Ids,
+    Rows,
+    Unit,
+    blocks,
+    bounds,
+    mean,
+)
 
 NO_ANCHOR = -1
 """For a wanted token that is none of the anchors: a missing one."""
@@ -70,19 +81,71 @@ class Method(Protocol):
         ...
 
 
-class WithMean:
-    """Wanted rows of which some, without a direction in the helper, are the anchors' mean row."""
+def own_anchors(own: Ids | None, wanted: int, anchors: int) -> Ids:
+    """`own` as `Method.prepare` takes it, as int64 (wanted,).
 
-    def __init__(self, rows: Rows, directionless: npt.NDArray[np.bool_], anchors: Rows) -> None:
+    Raises TransferError if it is of another length, names an anchor that is not there, or the only
+    one that there is.
+    """
+    if own is None:
+        return np.full(wanted, NO_ANCHOR, np.int64)
+    own = np.asarray(own, np.int64)
+    if own.shape != (wanted,):
+        raise TransferError(f"own has shape {own.shape}; it must be ({wanted},), one a wanted row")
+    if wanted and not (own.min() >= NO_ANCHOR and own.max() < anchors):
+        raise TransferError(f"own names anchors from {own.min()} to {own.max()} of {anchors}")
+    if anchors == 1 and (own != NO_ANCHOR).any():
+        raise TransferError("there is one anchor only, and its own row can't be made from it")
+    return own
+
+
+def directionless(wanted: Unit) -> npt.NDArray[np.bool_]:
+    """Which rows (n,) tell nothing. Raises TransferError for NaN and Inf."""
+    lost = np.zeros(wanted.shape[0], bool)
+    for block in blocks(wanted):
+        lost[block] = ~wanted[block].any(axis=1)
+    return lost
+
+
+class MeanOfOthers:
+    """For each wanted row the mean of the anchors' rows, its own left out: (n_wanted, d_source)."""
+
+    def __init__(self, anchors: Rows, own: Ids) -> None:
+        self._anchors = anchors
+        self._own = own
+        self._mean = mean(anchors)
+        self.shape = (len(own), anchors.shape[1])
+
+    def __getitem__(self, index: Any) -> Floats:
+        """By a slice or by integers."""
+        own = self._own[index]
+        rows = np.repeat(self._mean[None].astype(np.float32), len(own), axis=0)
+        shared = np.flatnonzero(own != NO_ANCHOR)
+        step = max(1, BLOCK_BYTES // (8 * max(1, self.shape[1])))
+        for start in range(0, len(shared), step):
+            some = shared[start : start + step]
+            excess = self._anchors[own[some]] - self._mean
+            rows[some] = self._mean - excess / (self._anchors.shape[0] - 1)
+        return rows
+
+
+class WithMean:
+    """Wanted rows plus the mean of the other anchors' rows, times a share for each row."""
+
+    def __init__(self, rows: Rows, shares: npt.NDArray[Any], anchors: Rows, own: Ids) -> None:
+        """shares: (n_wanted,); where it is 0, nothing is added."""
         self._rows = rows
-        self._directionless = directionless
-        self._mean = mean(anchors).astype(np.float32) if directionless.any() else None
+        self._shares = shares
+        self._means = MeanOfOthers(anchors, own) if shares.any() else None
         self.shape = rows.shape
 
     def __getitem__(self, index: slice) -> Floats:
         rows = self._rows[index]
-        if self._mean is not None:
-            rows[self._directionless[index]] = self._mean
+        if self._means is not None:
+            start, stop = bounds(index, self.shape[0])
+            some = np.flatnonzero(self._shares[start:stop])
+            shares = self._shares[start + some].astype(np.float32)
+            rows[some] += shares[:, None] * self._means[start + some]
         return rows
 
 

@@ -88,13 +88,13 @@ class Unit:
         return exact
 
 
-def check_shapes(anchors: Rows, missing: Rows) -> None:
-    """Raise TransferError unless there are anchors, of the same width as the missing rows."""
+def check_shapes(anchors: Rows, wanted: Rows) -> None:
+    """Raise TransferError unless there are anchors, of the same width as the wanted rows."""
     if anchors.shape[0] < 1:
         raise TransferError("there are no anchors: nothing to combine; check the vocabularies")
-    if anchors.shape[1] != missing.shape[1]:
+    if anchors.shape[1] != wanted.shape[1]:
         raise TransferError(
-            f"anchors are {anchors.shape[1]} wide, missing rows {missing.shape[1]}; both must be "
+            f"anchors are {anchors.shape[1]} wide, wanted rows {wanted.shape[1]}; both must be "
             "rows of one matrix"
         )
 

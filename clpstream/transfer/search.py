@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from clpstream.transfer.method import NO_ANCHOR
 from clpstream.transfer.rows import BLOCK_BYTES, Doubles, Floats, Ids, Unit, blocks
 
 QUERY_BYTES = 32 << 20
@@ -16,16 +17,20 @@ _MOST_RIVALS = 1024
 
 
 class Queries:
-    """Some unit rows, read once in float32, and in float64 when they are asked for."""
+    """Some unit rows, read once in float32, and in float64 when they are asked for.
 
-    def __init__(self, unit: Unit, ids: Ids, found: Floats | None = None) -> None:
+    own: for each, the anchor that its search passes over, or NO_ANCHOR.
+    """
+
+    def __init__(self, unit: Unit, ids: Ids, own: Ids, found: Floats | None = None) -> None:
         self._unit = unit
         self._ids = ids
+        self.own = own
         self.rows = unit[ids] if found is None else found
 
     def some(self, places: Ids) -> Queries:
         """Those at `places`, which are not read again."""
-        return Queries(self._unit, self._ids[places], self.rows[places])
+        return Queries(self._unit, self._ids[places], self.own[places], self.rows[places])
 
     def exact(self, places: Ids) -> Doubles:
         """The float64 rows at `places`."""
@@ -38,10 +43,13 @@ def nearest(queries: Queries, anchors: Unit, k: int) -> tuple[Doubles, Ids]:
     The search is exact, by FAISS in float32. Where the next anchor scores as high as the k-th
     within float32's rounding, float64 decides, and the lower id where that is equal too: the
     neighbours are those of the formula, whatever the blocks and the threads, unless over a thousand
-    anchors score the same. `k` is at most the number of anchors, which is at least 1.
+    anchors score the same. `k` is at most the number of anchors, which is at least 1. A query's own
+    anchor is none of its neighbours; only where `k` is all anchors it is there, as the last, with a
+    score of -inf.
     """
     ids = _nearest(queries, anchors, k, rivals=1)
     scores = _cosines(queries.rows, anchors, ids)
+    scores[ids == queries.own[:, None]] = -np.inf
     order = np.lexsort((ids, -scores))
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
 
@@ -49,7 +57,7 @@ def nearest(queries: Queries, anchors: Unit, k: int) -> tuple[Doubles, Ids]:
 def _nearest(queries: Queries, anchors: Unit, k: int, rivals: int) -> Ids:
     """The k nearest anchors (n, k), in any order, from the k + `rivals` best or more."""
     count = min(k + rivals, anchors.shape[0])
-    scores, ids = _search(queries.rows, anchors, count)
+    scores, ids = _search(queries, anchors, count)
     if count == k:
         return ids
     first = scores[:, k - 1]
@@ -84,16 +92,19 @@ def _cosines(queries: Floats, anchors: Unit, ids: Ids) -> Doubles:
     return scores
 
 
-def _search(queries: Floats, anchors: Unit, k: int) -> tuple[Floats, Ids]:
+def _search(queries: Queries, anchors: Unit, k: int) -> tuple[Floats, Ids]:
     import faiss  # here, since importing it takes longer than most commands run
 
-    scores = np.empty((len(queries), 0), np.float32)
-    ids = np.empty((len(queries), 0), np.int64)
+    own = queries.own[:, None]
+    wider = k + bool((own != NO_ANCHOR).any())  # so that k are left without the own one
+    scores = np.empty((len(own), 0), np.float32)
+    ids = np.empty((len(own), 0), np.int64)
     for block in blocks(anchors, ANCHOR_BYTES):
         found = anchors[block]
         new_scores, new_ids = faiss.knn(
-            queries, found, min(k, len(found)), metric=faiss.METRIC_INNER_PRODUCT
+            queries.rows, found, min(wider, len(found)), metric=faiss.METRIC_INNER_PRODUCT
         )
+        new_scores[new_ids + block.start == own] = -np.inf
         scores = np.hstack([scores, new_scores])
         ids = np.hstack([ids, new_ids + block.start])
         order = np.lexsort((ids, -scores))[:, :k]
@@ -111,5 +122,6 @@ def _order(queries: Queries, anchors: Unit, candidates: Ids) -> Ids:
         places = np.arange(start, min(start + step, len(order)))
         rivals = anchors.exact(candidates[places].ravel()).reshape(-1, count, width)
         cosines = np.einsum("md,mkd->mk", queries.exact(places), rivals)
+        cosines[candidates[places] == queries.own[places, None]] = -np.inf
         order[places] = np.lexsort((candidates[places], -cosines))
     return order

@@ -13,11 +13,13 @@ Scores = Floats | Doubles
 def similarity(scores: Scores) -> Doubles:
     """Proportional to the score: CLP-Transfer (arXiv 2301.09626) with negative scores as 0.
 
-    `scores` (n, k) -> weights (n, k). A row without a positive score gets equal weights.
+    `scores` (n, k) -> weights (n, k). A row without a positive score gets equal weights, but for
+    scores of -inf, which get 0.
     """
     positive = np.maximum(scores, 0).astype(np.float64)
     total = positive.sum(axis=1, keepdims=True)
-    weights = np.full_like(positive, 1 / scores.shape[1])
+    counted = scores > -np.inf
+    weights: Doubles = counted / counted.sum(axis=1, keepdims=True)
     np.divide(positive, total, out=weights, where=total > 0)
     return weights
 

@@ -1,0 +1,178 @@
+"""A shared token's row is made as if it were missing: as if its anchor were not there."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from truths import cosines, helper_and_source, relative_error
+
+from clpstream import Clp, Knn, Mean, Random, TransferError
+from clpstream.transfer import METHODS, NO_ANCHOR
+
+CENTRED = "clpstream.transfer.knn.mean"
+CASES = {
+    "clp": [Clp(), Clp(clip_negative=True)],
+    "knn": [
+        Knn(center=center, weights=weights, neighbors=neighbors)
+        for center in (True, False)
+        for weights in ("softmax", "sparsemax", "similarity")
+        for neighbors in (1, 10, 1000)
+    ],
+    "mean": [Mean()],
+    "random": [Random(seed=5)],
+}
+EVERY = [method for methods in CASES.values() for method in methods]
+
+
+@pytest.fixture
+def fixed_center(monkeypatch):
+    """Methods subtract one mean, whichever anchors they get."""
+    center = np.random.default_rng(3).standard_normal(24)
+    for place in [CENTRED]:
+        monkeypatch.setattr(place, lambda rows: center)
+
+
+def shared_and_missing(anchors, missing):
+    """Wanted rows, of which every other is a shared token, and their own anchors."""
+    own = np.full(60, NO_ANCHOR)
+    own[::2] = np.random.default_rng(1).choice(len(anchors), 30, replace=False)
+    wanted = np.where((own >= 0)[:, None], anchors[own], missing[:60])
+    return wanted, own
+
+
+def one_by_one(method, anchors, wanted, own, source):
+    """Each row from a table without its own anchor."""
+    rows = []
+    for place, anchor in enumerate(own):
+        others = np.delete(np.arange(len(anchors)), anchor if anchor >= 0 else [])
+        rows.append(method.prepare(anchors[others], wanted).rows(source[others])[:][place])
+    return np.array(rows)
+
+
+def test_every_method_is_tried():
+    assert set(CASES) == set(METHODS)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+@pytest.mark.parametrize("method", EVERY, ids=str)
+def test_a_shared_token_is_made_as_if_its_anchor_were_not_there(method, shift, fixed_center):
+    anchors, missing, source = helper_and_source(anchors=120, d_source=17, shift=shift)
+    wanted, own = shared_and_missing(anchors, missing)
+    wanted[10] = anchors[own[10]] = 0
+    made = method.prepare(anchors, wanted, own).rows(source)[:]
+    expected = one_by_one(method, anchors, wanted, own, source)
+    assert relative_error(made, expected).max() < 2e-5
+    with_own = method.prepare(anchors, wanted).rows(source)[:]
+    assert relative_error(with_own[::2], expected[::2]).min() > 1e-5
+    assert relative_error(with_own[1::2], expected[1::2]).max() < 1e-6
+
+
+@pytest.mark.parametrize("method", EVERY, ids=str)
+def test_the_own_anchor_may_have_another_row_than_the_token(method, fixed_center):
+    anchors, missing, source = helper_and_source(anchors=120, d_source=17)
+    _, own = shared_and_missing(anchors, missing)
+    made = method.prepare(anchors, missing[:60], own).rows(source)[:]
+    expected = one_by_one(method, anchors, missing[:60], own, source)
+    assert relative_error(made, expected).max() < 2e-5
+
+
+@pytest.mark.parametrize("method", EVERY, ids=str)
+def test_a_tensor_may_be_one_wide(method):
+    anchors, missing, source = helper_and_source(anchors=120, d_source=17)
+    wanted, own = shared_and_missing(anchors, missing)
+    prepared = method.prepare(anchors, wanted, own)
+    made = prepared.rows(source[:, :1])[:]
+    assert made.shape == (60, 1)
+    if method.name != "random":
+        assert np.allclose(made, prepared.rows(source)[:][:, :1], atol=1e-5)
+
+
+@pytest.mark.parametrize("method", EVERY, ids=str)
+def test_rows_do_not_depend_on_the_slices_that_are_asked_for(method, monkeypatch):
+    anchors, missing, source = helper_and_source(anchors=120, d_source=17)
+    wanted, own = shared_and_missing(anchors, missing)
+    whole = method.prepare(anchors, wanted, own).rows(source)[:]
+    for module in ("cosine_sums", "gaussian", "method", "combination"):
+        monkeypatch.setattr(f"clpstream.transfer.{module}.BLOCK_BYTES", 4 * 24 * 7)
+    monkeypatch.setattr("clpstream.transfer.rows.blocks.__defaults__", (4 * 24 * 7,))
+    monkeypatch.setattr("clpstream.transfer.search.ANCHOR_BYTES", 4 * 24 * 7)
+    monkeypatch.setattr("clpstream.transfer.knn.QUERY_BYTES", 4 * 24 * 11)
+    rows = method.prepare(anchors, wanted, own).rows(source)
+    cuts = [0, 1, 1, 8, 20, 59, 60]
+    parts = [rows[start:stop] for start, stop in pairwise(cuts)]
+    assert relative_error(np.vstack(parts), whole).max() < 1e-5
+    assert rows[20:8].shape == (0, 17)
+
+
+@pytest.mark.parametrize("method", EVERY, ids=str)
+def test_the_own_anchor_is_not_among_the_nearest(method):
+    anchors, missing, source = helper_and_source(anchors=120, d_source=17)
+    wanted, own = shared_and_missing(anchors, missing)
+    prepared = method.prepare(anchors, wanted, own)
+    for row, (ids, weights) in enumerate(prepared.nearest(range(60), 200)):
+        assert own[row] not in ids
+        assert len(ids) == len(weights) == len(set(ids.tolist()))
+        assert (np.diff(weights) <= 0).all()
+        if method.name != "random":
+            assert np.allclose(
+                weights @ source[ids], prepared.rows(source)[row : row + 1], atol=1e-4
+            )
+        assert [place.tolist() for place in prepared.nearest([row], 3)[0]] == [
+            ids[:3].tolist(),
+            pytest.approx(weights[:3].tolist()),
+        ]
+
+
+@pytest.mark.parametrize("method", EVERY, ids=str)
+def test_own_anchors_that_do_not_fit_are_refused(method):
+    anchors, missing, _ = helper_and_source(anchors=120)
+    for own in ([0], [[0] * 60], [120] * 60, [-2] * 60):
+        with pytest.raises(TransferError, match="own"):
+            method.prepare(anchors, missing[:60], np.array(own))
+    with pytest.raises(TransferError, match="one anchor only"):
+        method.prepare(anchors[:1], missing[:2], np.array([NO_ANCHOR, 0]))
+
+
+@pytest.mark.parametrize("method", EVERY, ids=str)
+def test_two_anchors_leave_the_other_one(method):
+    anchors, _, source = helper_and_source()
+    made = method.prepare(anchors[:2], anchors[:2], np.array([0, 1])).rows(source[:2])[:]
+    assert np.allclose(made, source[1::-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("method", EVERY, ids=str)
+def test_methods_that_read_no_helper_take_rows_without_columns(method):
+    anchors, missing, source = helper_and_source(anchors=120)
+    assert METHODS[method.name]().reads_helper == method.reads_helper
+    assert 1 <= method.fewest(24, 40) <= 1000
+    if not method.reads_helper:
+        expected = method.prepare(anchors, missing).rows(source)[:]
+        made = method.prepare(anchors[:, :0], missing[:, :0]).rows(source)[:]
+        assert np.array_equal(made, expected)
+
+
+@pytest.mark.parametrize("k", [3, 10, 299])
+def test_equal_anchors_are_told_apart_without_the_own_one(k):
+    """Of many anchors with one row, a token that is one of them gets the lowest others."""
+    generator = np.random.default_rng(1)
+    anchors = generator.standard_normal((3000, 64)).astype(np.float32)
+    same = np.sort(generator.choice(3000, 300, replace=False))
+    anchors[same] = anchors[same[0]]
+    prepared = Knn(k, center=False).prepare(anchors, anchors[same], same)
+    for place, (ids, _) in enumerate(prepared.nearest(range(300), k)):
+        assert sorted(ids) == np.delete(same, place)[:k].tolist()
+
+
+def test_neighbours_closer_than_float32_are_those_of_the_formula():
+    generator = np.random.default_rng(1)
+    base = generator.standard_normal(40)
+    anchors = base + 3e-4 * generator.standard_normal((80, 40))
+    anchors = anchors.astype(np.float32)
+    scores = cosines(anchors, anchors, center=False)
+    np.fill_diagonal(scores, -2)
+    expected = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :5], axis=1)
+    prepared = Knn(5, center=False).prepare(anchors, anchors, np.arange(80))
+    found = [np.sort(ids) for ids, _ in prepared.nearest(range(80), 5)]
+    assert np.array_equal(found, expected)
