@@ -5,9 +5,9 @@
     result = clpstream.convert("source", "helper", "target")
     print(result.report.counts)
 
-The pieces are usable on their own: `open_checkpoint`, `read_vocabulary`, `match`, and the methods
-`Clp` and `Knn`, which work on numpy arrays. Names are imported when they are first used, so that
-importing the package costs nothing.
+The pieces are usable on their own: `open_checkpoint`, `read_vocabulary`, `match`, and the methods,
+such as `Clp` and `Knn`, which work on numpy arrays. Names are imported when they are first used, so
+that importing the package costs nothing.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from clpstream.progress import Progress as Progress
     from clpstream.transfer import Clp as Clp
     from clpstream.transfer import Knn as Knn
+    from clpstream.transfer import Mean as Mean
+    from clpstream.transfer import Random as Random
     from clpstream.vocabulary import Overlap as Overlap
     from clpstream.vocabulary import Vocabulary as Vocabulary
     from clpstream.vocabulary import match as match
@@ -54,7 +56,7 @@ _HOMES = {
     "inspection": "Inspection inspect",
     "output.report": "Report",
     "progress": "Progress",
-    "transfer": "Clp Knn",
+    "transfer": "Clp Knn Mean Random",
     "vocabulary": "Overlap Vocabulary match read_vocabulary",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -86,13 +86,14 @@ def _conversion_options(command: Command) -> Command:
     options = [
         _option(
             "--method",
-            type=click.Choice(["knn", "clp"]),
+            type=click.Choice(["knn", "clp", "mean", "random"]),
             default="knn",
             show_default=True,
             help="How a missing token's row is made from those of shared tokens, by cosine in the "
             "helper's embeddings (CLP-Transfer, Ostendorff & Rehm 2023, arXiv 2301.09626). "
             "knn: the nearest ones, with the weights of WECHSEL or FOCUS. clp: all of them, as "
-            "published; rows whose denominator is near zero or negative are guarded and counted.",
+            "published; rows whose denominator is near zero or negative are guarded and counted. "
+            "mean, random: rows that know nothing of the helper, to compare with.",
         ),
         _option(
             "--neighbors",
@@ -315,7 +316,7 @@ def _map_tokens(pairs: tuple[str, ...]) -> dict[str, str]:
 
 
 def _method(context: click.Context, options: dict[str, Any]) -> Method:
-    from clpstream.transfer import Clp, Knn
+    from clpstream.transfer import METHODS
 
     def refuse(names: tuple[str, ...], of: str) -> None:
         for name in names:
@@ -323,12 +324,12 @@ def _method(context: click.Context, options: dict[str, Any]) -> Method:
                 raise TransferError(f"--{name} is an option of {of}; leave it out")
 
     knn = ("neighbors", "weights", "temperature", "center")
-    if options["method"] == "clp":
+    if options["method"] != "knn":
         refuse(knn, "--method knn")
-        return Clp()
+        return METHODS[options["method"]]()
     if options["weights"] != "softmax":
         refuse(("temperature",), "--weights softmax")
-    return Knn(**{name: options[name] for name in knn})
+    return METHODS["knn"](**{name: options[name] for name in knn})
 
 
 def _progress(quiet: bool) -> Progress:

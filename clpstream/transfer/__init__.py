@@ -6,20 +6,30 @@ from collections.abc import Callable
 
 from clpstream.transfer.clp import Clp
 from clpstream.transfer.combination import gathered
+from clpstream.transfer.gaussian import Random
 from clpstream.transfer.knn import Knn
-from clpstream.transfer.method import Method, Prepared
+from clpstream.transfer.mean import Mean
+from clpstream.transfer.method import NO_ANCHOR, Method, Prepared
 from clpstream.transfer.rows import BLOCK_BYTES, Rows, Selected, mean
 
-METHODS: dict[str, Callable[..., Method]] = {"clp": Clp, "knn": Knn}
+METHODS: dict[str, Callable[..., Method]] = {
+    "clp": Clp,
+    "knn": Knn,
+    "mean": Mean,
+    "random": Random,
+}
 """Every method by its name on the command line."""
 
 __all__ = [
     "BLOCK_BYTES",
     "METHODS",
+    "NO_ANCHOR",
     "Clp",
     "Knn",
+    "Mean",
     "Method",
     "Prepared",
+    "Random",
     "Rows",
     "Selected",
     "gathered",
