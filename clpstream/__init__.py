@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from clpstream.transfer import Knn as Knn
     from clpstream.transfer import Mean as Mean
     from clpstream.transfer import Random as Random
+    from clpstream.transfer import Ridge as Ridge
     from clpstream.vocabulary import Overlap as Overlap
     from clpstream.vocabulary import Vocabulary as Vocabulary
     from clpstream.vocabulary import match as match
@@ -56,7 +57,7 @@ _HOMES = {
     "inspection": "Inspection inspect",
     "output.report": "Report",
     "progress": "Progress",
-    "transfer": "Clp Knn Mean Random",
+    "transfer": "Clp Knn Mean Random Ridge",
     "vocabulary": "Overlap Vocabulary match read_vocabulary",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

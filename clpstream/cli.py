@@ -86,14 +86,15 @@ def _conversion_options(command: Command) -> Command:
     options = [
         _option(
             "--method",
-            type=click.Choice(["knn", "clp", "mean", "random"]),
+            type=click.Choice(["knn", "clp", "ridge", "mean", "random"]),
             default="knn",
             show_default=True,
             help="How a missing token's row is made from those of shared tokens, by cosine in the "
             "helper's embeddings (CLP-Transfer, Ostendorff & Rehm 2023, arXiv 2301.09626). "
             "knn: the nearest ones, with the weights of WECHSEL or FOCUS. clp: all of them, as "
             "published; rows whose denominator is near zero or negative are guarded and counted. "
-            "mean, random: rows that know nothing of the helper, to compare with.",
+            "ridge: by a linear map that is fitted to them. mean, random: rows that know nothing of "
+            "the helper, to compare with.",
         ),
         _option(
             "--neighbors",

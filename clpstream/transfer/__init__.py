@@ -10,6 +10,7 @@ from clpstream.transfer.gaussian import Random
 from clpstream.transfer.knn import Knn
 from clpstream.transfer.mean import Mean
 from clpstream.transfer.method import NO_ANCHOR, Method, Prepared
+from clpstream.transfer.ridge import Ridge
 from clpstream.transfer.rows import BLOCK_BYTES, Rows, Selected, mean
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -17,6 +18,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "knn": Knn,
     "mean": Mean,
     "random": Random,
+    "ridge": Ridge,
 }
 """Every method by its name on the command line."""
 
@@ -30,6 +32,7 @@ __all__ = [
     "Method",
     "Prepared",
     "Random",
+    "Ridge",
     "Rows",
     "Selected",
     "gathered",

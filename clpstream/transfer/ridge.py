@@ -1,0 +1,256 @@
+"""`ridge`: a linear map from the helper's space to the source's, by ridge regression."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from clpstream.errors import TransferError
+from clpstream.transfer.method import NO_ANCHOR, directionless, heaviest, own_anchors
+from clpstream.transfer.rows import (
+    BLOCK_BYTES,
+    Doubles,
+    Floats,
+    Ids,
+    Rows,
+    Unit,
+    blocks,
+    bounds,
+    check_count,
+    check_shapes,
+    mean,
+)
+
+PENALTIES = 10 ** np.arange(-3, 2.75, 0.5)
+"""What is tried where no penalty is given."""
+_MIN_LEFT = 1e-9
+"""Of a row that the others leave undetermined: smallest part that is not rounding."""
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """E_m = mean(E) + (H_m - mean(H)) W, with W = (XᵀX + penalty t I)⁻¹ XᵀY.
+
+    Ridge regression (Hoerl & Kennard 1970): X and Y are the anchors' rows in the helper and in a
+    tensor of the source, less their means; t is the mean of XᵀX's diagonal, so that a penalty means
+    the same for all models.
+
+    penalty:
+        None chooses it for each tensor from 10^-3 to 10^2.5, by generalised cross-validation
+        (Golub, Heath & Wahba 1979), which takes no more than XᵀX's eigenvectors.
+
+    The row of a shared token is that of the regression without its own anchor, exactly, by the
+    formula for leaving one out; but for t and the chosen penalty, which are those of all anchors. A
+    token whose helper row has no direction (it is zero, or the mean itself) gets the mean of all
+    anchors. Raises TransferError for a penalty that is not above 0 and finite.
+    """
+
+    penalty: float | None = None
+    name: ClassVar[str] = "ridge"
+    reads_helper: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.penalty is not None and not 0 < self.penalty < float("inf"):
+            raise TransferError(f"penalty is {self.penalty}; it must be above 0 and finite")
+
+    def prepare(self, anchors: Rows, wanted: Rows, own: Ids | None = None) -> PreparedRidge:
+        """See `Method.prepare`."""
+        check_shapes(anchors, wanted)
+        own = own_anchors(own, wanted.shape[0], anchors.shape[0])
+        return PreparedRidge(anchors, wanted, own, self.penalty)
+
+    def fewest(self, d_helper: int, d_source: int) -> int:
+        """See `Method.fewest`. With fewer, the penalty alone determines some directions."""
+        return d_helper
+
+    def options(self) -> dict[str, Any]:
+        """See `Method.options`."""
+        return asdict(self)
+
+    def working_bytes(self, anchors: int, missing: int, d_helper: int, d_source: int) -> int:
+        """See `Method.working_bytes`."""
+        return d_helper * (32 * d_helper + 12 * d_source) + 16 * missing + 8 * BLOCK_BYTES
+
+
+class PreparedRidge:
+    """See `Prepared`. Keeps the eigenvectors of XᵀX: (d_helper, d_helper)."""
+
+    def __init__(self, anchors: Rows, wanted: Rows, own: Ids, penalty: float | None) -> None:
+        center = mean(anchors)
+        if not np.isfinite(center).all():
+            directionless(Unit(anchors, None))  # raises, and names the row
+        scale = _spread(anchors, center)
+        self._anchors = _Scaled(anchors, center, scale)
+        self._wanted = _Scaled(wanted, center, scale)
+        self._own = own
+        self._penalty = penalty
+        self._lost = directionless(Unit(wanted, center))
+        self.guarded = {"no direction in the helper": np.flatnonzero(self._lost)}
+        gram = np.zeros((anchors.shape[1], anchors.shape[1]))
+        for block in blocks(anchors):
+            rows = self._anchors[block]
+            gram += rows.T @ rows
+        values, self._vectors = np.linalg.eigh(gram)
+        self._values = np.maximum(values, 0)
+
+    def rows(self, anchors: Rows) -> Rows:
+        """See `Prepared.rows`. Reads all anchors twice."""
+        check_count(anchors, self._anchors.shape[0])
+        center = mean(anchors)
+        products, squares = _products(self._anchors, anchors, center)
+        powers = np.zeros(len(products))  # of each eigenvector in Y
+        for columns in _column_blocks(products):
+            products[:, columns] = self._vectors.T @ products[:, columns]
+            powers += np.square(products[:, columns]).sum(axis=1)
+        penalty = self._penalty or self._best_penalty(powers, squares)
+        weights = self._vectors * self._shrinkage(penalty)
+        slopes = np.empty(products.shape, np.float32)
+        for columns in _column_blocks(products):
+            slopes[:, columns] = weights @ products[:, columns]
+        return _Mapped(self, penalty, slopes, center, anchors)
+
+    def nearest(self, rows: Sequence[int], top: int) -> list[tuple[Ids, Doubles]]:
+        """See `Prepared.nearest`. Where the penalty is chosen for each tensor, 1 stands for it."""
+        penalty = self._penalty or 1.0
+        places = np.array(rows, np.int64)
+        inputs, extra = self.inputs(places, penalty)
+        loads = (inputs @ self._vectors * self._shrinkage(penalty)) @ self._vectors.T
+        weights = np.hstack([loads @ self._anchors[b].T for b in blocks(self._anchors)])
+        weights += (1 + extra[:, None]) / self._anchors.shape[0]
+        found = []
+        for own, line in zip(self._own[places], weights, strict=True):
+            others = np.flatnonzero(np.arange(len(line)) != own)
+            found.append(heaviest(others, line[others], top))
+        return found
+
+    def inputs(self, index: Any, penalty: float) -> tuple[Floats, Doubles]:
+        """What the map makes wanted rows from, (n, d_helper), and a number for each, (n,).
+
+        The number is 0 for a missing token. Of a shared one, the row without anchor i is
+        f(x) - k (y_i - f(x_i)) / (1 - h), where f is the map that all anchors give, k and h are the
+        weight of y_i in f(x) and f(x_i). So it is a map too: the input is x + c x_i, the number is
+        c = k / (1 - h), and c y_i is left to subtract. Where the others say next to nothing of a
+        row, c is large, and float32 keeps c times less of it.
+        """
+        inputs, own, lost = self._wanted[index], self._own[index], self._lost[index]
+        extra = np.zeros(len(own))
+        inputs[lost] = 0
+        shared = np.flatnonzero(own != NO_ANCHOR)
+        if not len(shared):
+            return inputs, extra
+        found = self._anchors[own[shared]]
+        found[lost[shared]] = 0
+        # in float64, since 1 - h may be small
+        turned = found.astype(np.float64) @ self._vectors
+        if np.array_equal(found, inputs[shared]):
+            turned_inputs = turned
+        else:
+            turned_inputs = inputs[shared].astype(np.float64) @ self._vectors
+        shrunk = turned * self._shrinkage(penalty)
+        even = 1 / self._anchors.shape[0]
+        own_weight = even + np.einsum("ij,ij->i", turned, shrunk)
+        weight = even + np.einsum("ij,ij->i", turned_inputs, shrunk)
+        extra[shared] = weight / np.maximum(1 - own_weight, _MIN_LEFT)
+        inputs[shared] += (extra[shared, None] * found).astype(np.float32)
+        return inputs, extra
+
+    def own(self, index: slice) -> Ids:
+        """The own anchors of some wanted rows."""
+        return self._own[index]
+
+    def _shrinkage(self, penalty: float) -> Doubles:
+        """The eigenvalues of (XᵀX + penalty t I)⁻¹: t is the number of anchors, X being scaled."""
+        shrunk: Doubles = 1 / (self._values + penalty * self._anchors.shape[0])
+        return shrunk
+
+    def _best_penalty(self, powers: Doubles, squares: float) -> float:
+        """That with the least n |Y - f(X)|² / (n - trace of hat)²: generalised cross-validation."""
+        count, errors = self._anchors.shape[0], []
+        for penalty in PENALTIES:
+            shrunk = self._shrinkage(penalty)
+            left = squares - powers @ (2 * shrunk - self._values * np.square(shrunk))
+            free = count - 1 - self._values @ shrunk
+            errors.append(max(left, 0) / max(free, _MIN_LEFT) ** 2)
+        return float(PENALTIES[np.argmin(errors)])
+
+
+class _Mapped:
+    """The wanted rows (n_wanted, d_source), made by slices."""
+
+    def __init__(
+        self,
+        prepared: PreparedRidge,
+        penalty: float,
+        slopes: Floats,
+        center: Doubles,
+        anchors: Rows,
+    ) -> None:
+        self._prepared = prepared
+        self._penalty = penalty
+        self._slopes = slopes
+        self._center = center
+        self._anchors = anchors
+        self.shape = (prepared.own(slice(None)).shape[0], anchors.shape[1])
+
+    def __getitem__(self, index: slice) -> Floats:
+        start, stop = bounds(index, self.shape[0])
+        out = np.empty((stop - start, self.shape[1]), np.float32)
+        step = max(1, BLOCK_BYTES // (8 * max(self._slopes.shape)))
+        for first in range(start, stop, step):
+            part = slice(first, min(first + step, stop))
+            out[part.start - start : part.stop - start] = self._made(part)
+        return out
+
+    def _made(self, part: slice) -> Floats:
+        inputs, extra = self._prepared.inputs(part, self._penalty)
+        rows: Floats = inputs @ self._slopes
+        rows += self._center.astype(np.float32)
+        own = self._prepared.own(part)
+        shared = np.flatnonzero(own != NO_ANCHOR)
+        if len(shared):
+            rest = self._center - self._anchors[own[shared]]
+            rows[shared] += (extra[shared, None] * rest).astype(np.float32)
+        return rows
+
+
+class _Scaled:
+    """Rows less a center, divided by a scale: float32."""
+
+    def __init__(self, rows: Rows, center: Doubles, scale: float) -> None:
+        self._rows = rows
+        self._center = center
+        self._scale = scale
+        self.shape = rows.shape
+
+    def __getitem__(self, index: Any) -> Floats:
+        rows = self._rows[index] - self._center  # in float64: little may be left of two large ones
+        rows /= self._scale
+        return rows.astype(np.float32)
+
+
+def _spread(rows: Rows, center: Doubles) -> float:
+    """The root mean square of what the center leaves; 1 where that is nothing."""
+    squares = 0.0
+    for block in blocks(rows):
+        squares += float(np.square(rows[block] - center).sum())
+    return float(np.sqrt(squares / (rows.shape[0] * rows.shape[1]))) or 1.0
+
+
+def _products(units: Rows, anchors: Rows, center: Doubles) -> tuple[Doubles, float]:
+    """XᵀY (d_helper, d_source), and the sum of Y's squares."""
+    total, squares = np.zeros((units.shape[1], anchors.shape[1])), 0.0
+    wider = units if units.shape[1] >= anchors.shape[1] else anchors
+    for block in blocks(wider):
+        rows = (anchors[block] - center).astype(np.float32)
+        total += units[block].T @ rows
+        squares += float(np.einsum("ij,ij->", rows, rows, dtype=np.float64))
+    return total, squares
+
+
+def _column_blocks(matrix: Doubles) -> Iterator[slice]:
+    """Blocks of columns of some `BLOCK_BYTES` of float64."""
+    step = max(1, BLOCK_BYTES // (8 * max(1, len(matrix))))
+    return (slice(start, start + step) for start in range(0, matrix.shape[1], step))
