@@ -72,13 +72,18 @@ which it says that it needs five times the steps, is training from scratch."""
 
 def convert(arm: Arm, source: Path, helper: Path, output: Path) -> None:
     """Make the arm's target; raises RefusedError if this version of clpstream can't."""
+    try:
+        clpstream.convert(source, helper, output, method=_method(arm), **arm.convert)
+    except clpstream.TransferError as error:
+        raise RefusedError(str(error)) from None
+
+
+def _method(arm: Arm) -> Any:
+    if not arm.options:
+        return arm.method
     if arm.method not in METHODS:
         raise RefusedError(f"there is no method {arm.method!r}")
     try:
-        method = METHODS[arm.method](**arm.options)
+        return METHODS[arm.method](**arm.options)
     except TypeError as error:  # a parameter that it does not have
-        raise RefusedError(str(error)) from None
-    try:
-        clpstream.convert(source, helper, output, method=method, **arm.convert)
-    except clpstream.TransferError as error:
         raise RefusedError(str(error)) from None

@@ -87,6 +87,8 @@ class Results:
     def __init__(self, path: Path, settings: Settings) -> None:
         self._path = path
         self._settings = asdict(settings)
+        if path.exists() and not path.read_bytes().endswith(b"\n"):
+            path.write_bytes(path.read_bytes() + b"\n")  # a run was stopped within a line
         self._there = {report.key(record): record for record in report.read(path)}
 
     def missing(self, pair: Pair, name: str, seed: int, steps: list[int]) -> list[int]:

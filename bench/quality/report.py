@@ -222,22 +222,24 @@ def file_name(pair: str) -> str:
 
 def pair_section(pair: str, curves: Mapping[str, Curve]) -> str:
     """All that is known of one pair."""
-    seeds = {seed for curve in curves.values() for step in curve for seed in curve[step]}
+    counts = sorted({len(seeds) for curve in curves.values() for seeds in curve.values()})
+    orders = " to ".join(str(count) for count in dict.fromkeys([counts[0], counts[-1]]))
     parts = [
         f"## {pair}",
-        f"Bits per byte of held-out text, mean and standard deviation over {len(seeds)} orders of "
+        f"Bits per byte of held-out text, mean and standard deviation over {orders} orders of "
         "the data. *Behind*: the difference from the best arm on the same data.",
         losses(curves),
         f"![Loss against tokens]({file_name(pair)})",
         correlations(curves),
     ]
+    last = common_steps(curves)[-1]
     for baseline in BASELINES:
-        if baseline in curves and common_steps(curves)[-1] in curves[baseline]:
+        if last and last in curves.get(baseline, {}):
             parts += [
                 f"### Against {baseline}",
                 f"How many steps an arm needs for the loss that {baseline} ends with; and, for the "
-                f"loss that the arm has at step N, how many times N steps {baseline} needs (> : "
-                "more than were measured).",
+                f"loss that the arm has at step N, how many times N steps {baseline} needs (0: it "
+                "starts there; >: it does not get there in the steps that were measured).",
                 catching_up(curves, baseline),
             ]
     return "\n\n".join(parts)
@@ -281,10 +283,18 @@ def plot(pair: str, curves: Mapping[str, Curve], tokens: Mapping[int, int], path
         axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
     axes.set_xscale("symlog", linthresh=min((t for t in tokens.values() if t), default=1))
     axes.set_xlim(left=0)
+    axes.set_ylim(top=_top(curves))
     axes.set(title=pair, xlabel="tokens of continued training", ylabel="held-out bits per byte")
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=120, bbox_inches="tight")
     pyplot.close(figure)
+
+
+def _top(curves: Mapping[str, Curve]) -> float | None:
+    """Above what convert makes and the baselines; other controls may not fit."""
+    plain = [n for n in curves if n in BASELINES or (n in ARMS and ARMS[n].control is None)]
+    highest = [max(mean(curves[name]).values()) for name in plain]
+    return 1.05 * max(highest) if highest else None
 
 
 def write(output: Path) -> None:
