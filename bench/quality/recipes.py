@@ -1,0 +1,239 @@
+"""The models that are trained here: tokenizer, shape and training of each."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from text import SEPARATOR
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import GPT2Config, LlamaConfig, PretrainedConfig
+
+# Words with the space before them, single digits, runs of punctuation, runs of spaces, newlines.
+WORDS = r"\n|▁?\p{L}[\p{L}\p{M}]*|\p{N}|▁?[^\s▁\p{L}\p{N}]+|▁+(?=▁\p{L}|▁[^\s▁\p{L}\p{N}])|▁+|\s"
+SPECIAL = ["<unk>", "<s>", "</s>"]
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+ALPHABET = 128
+UNIGRAM_SPECIAL = ["<s>", "</s>", "<unk>"]
+UNIGRAM_ALPHABET = 160
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What distinguishes the training of one model from that of another.
+
+    batch: tokens in a batch. shards: files that the weights are saved in, one or two.
+    """
+
+    name: str
+    train_tokenizer: Callable[[list[str], int], Tokenizer]
+    config: PretrainedConfig
+    bos: str
+    eos: str
+    unk: str | None
+    context: int
+    batch: int
+    learning_rate: float
+    shards: int
+    prompt: str
+
+    @property
+    def separators(self) -> list[str]:
+        """What stands between two documents."""
+        return list(dict.fromkeys([self.eos, self.bos]))
+
+
+def byte_level_bpe(documents: list[str], size: int) -> Tokenizer:
+    """A byte-level BPE tokenizer as GPT-2 has it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[SEPARATOR],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    return tokenizer
+
+
+def byte_fallback_bpe(documents: list[str], size: int) -> Tokenizer:
+    """A BPE tokenizer as Llama 2 has it: ``▁`` for the space, bytes for what has no piece."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - len(BYTES) + 1,  # the newline's piece is taken out again
+        special_tokens=SPECIAL,
+        limit_alphabet=ALPHABET,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    return Tokenizer.from_str(json.dumps(_with_byte_tokens(json.loads(tokenizer.to_str()), size)))
+
+
+def _with_byte_tokens(tokenizer: dict[str, Any], size: int) -> dict[str, Any]:
+    """The tokenizer with the 256 byte tokens after the special ones, and with byte fallback.
+
+    The newline loses its piece, so that it is written as the byte ``<0x0A>``.
+    """
+    model = tokenizer["model"]
+    ordered = sorted(model["vocab"], key=model["vocab"].get)
+    pieces = [piece for piece in ordered if piece not in {*SPECIAL, "\n"}]
+    vocab = {entry: index for index, entry in enumerate([*SPECIAL, *BYTES, *pieces])}
+    _check_size(len(vocab), size)
+    return {**tokenizer, "model": {**model, "vocab": vocab, "byte_fallback": True}}
+
+
+def unigram(documents: list[str], size: int) -> Tokenizer:
+    """A Unigram tokenizer as sentencepiece makes it, with bytes for what has no piece."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Replace("\u00a0", " ")
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first")]
+    )
+    trainer = trainers.UnigramTrainer(
+        vocab_size=size - len(BYTES),
+        special_tokens=UNIGRAM_SPECIAL,
+        unk_token="<unk>",
+        max_piece_length=16,
+        show_progress=False,
+    )
+    lines = _lines_of_frequent_characters(documents)
+    tokenizer.train_from_iterator(lines, trainer, length=len(lines))
+    state = json.loads(tokenizer.to_str())
+    special = len(UNIGRAM_SPECIAL)
+    pieces = state["model"]["vocab"][special : size - len(BYTES)]
+    vocab = [[token, 0.0] for token in [*UNIGRAM_SPECIAL, *BYTES]] + pieces
+    _check_size(len(vocab), size)
+    state["model"] = {"type": "Unigram", "unk_id": 2, "vocab": vocab, "byte_fallback": True}
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def _lines_of_frequent_characters(documents: list[str]) -> list[str]:
+    """The lines apart, rare characters as spaces: newlines and these are left to the bytes."""
+    lines = [line for document in documents for line in document.split("\n")]
+    counts: Counter[str] = Counter()
+    for line in lines:
+        counts.update(line)
+    frequent = {character for character, _ in counts.most_common(UNIGRAM_ALPHABET)}
+    rare = {ord(character): " " for character in counts if character not in frequent}
+    return [line.translate(rare) for line in lines]
+
+
+def _check_size(entries: int, size: int) -> None:
+    if entries != size:
+        raise SystemExit(f"the vocabulary has {entries} entries, not {size}: too little text")
+
+
+SOURCE_EN = Recipe(
+    name="source-en",
+    train_tokenizer=byte_level_bpe,
+    config=LlamaConfig(
+        vocab_size=4096,
+        hidden_size=192,
+        intermediate_size=448,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+    ),
+    bos=SEPARATOR,
+    eos=SEPARATOR,
+    unk=None,
+    context=128,
+    batch=2048,
+    learning_rate=3e-3,
+    shards=2,
+    prompt="To open the file,",
+)
+HELPER_DE = Recipe(
+    name="helper-de",
+    train_tokenizer=byte_fallback_bpe,
+    config=GPT2Config(
+        vocab_size=4096,
+        n_embd=96,
+        n_layer=2,
+        n_head=4,
+        n_positions=256,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    bos="<s>",
+    eos="</s>",
+    unk="<unk>",
+    context=256,  # as many as there are position embeddings, so that all of them are trained
+    batch=4096,
+    learning_rate=5e-3,
+    shards=1,
+    prompt="Um die Datei zu öffnen,",
+)
+EN_UNTIED = Recipe(
+    name="en-untied",
+    train_tokenizer=byte_level_bpe,
+    config=LlamaConfig(
+        vocab_size=8192,
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    ),
+    bos=SEPARATOR,
+    eos=SEPARATOR,
+    unk=None,
+    context=256,
+    batch=4096,
+    learning_rate=2e-3,
+    shards=1,
+    prompt="To open the file,",
+)
+FR_UNTIED = Recipe(
+    name="fr-untied",
+    train_tokenizer=unigram,
+    config=LlamaConfig(
+        vocab_size=8000,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=1,
+    ),
+    bos="<s>",
+    eos="</s>",
+    unk="<unk>",
+    context=256,
+    batch=4096,
+    learning_rate=3e-3,
+    shards=1,
+    prompt="Pour ouvrir le fichier,",
+)
+RECIPES = {recipe.name: recipe for recipe in (SOURCE_EN, HELPER_DE, EN_UNTIED, FR_UNTIED)}
+"""Every model by its name on the command line; the first two are the demo's."""
