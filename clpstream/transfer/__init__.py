@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from clpstream.transfer.agreement import Agreement, agreement
+from clpstream.transfer.align import Align
 from clpstream.transfer.clp import Clp
 from clpstream.transfer.combination import gathered
 from clpstream.transfer.gaussian import Random
 from clpstream.transfer.knn import Knn
 from clpstream.transfer.mean import Mean
 from clpstream.transfer.method import NO_ANCHOR, Method, Prepared
+from clpstream.transfer.procrustes import Procrustes
 from clpstream.transfer.ridge import Ridge
 from clpstream.transfer.rows import BLOCK_BYTES, Rows, Selected, mean
 
 METHODS: dict[str, Callable[..., Method]] = {
+    "align": Align,
+    "procrustes": Procrustes,
     "clp": Clp,
     "knn": Knn,
     "mean": Mean,
@@ -26,15 +31,19 @@ __all__ = [
     "BLOCK_BYTES",
     "METHODS",
     "NO_ANCHOR",
+    "Agreement",
+    "Align",
     "Clp",
     "Knn",
     "Mean",
     "Method",
     "Prepared",
+    "Procrustes",
     "Random",
     "Ridge",
     "Rows",
     "Selected",
+    "agreement",
     "gathered",
     "mean",
 ]

@@ -107,7 +107,7 @@ class PreparedClp:
             "denominator near zero": guarded[~negative],
         }
 
-    def rows(self, anchors: Rows) -> Rows:
+    def rows(self, anchors: Rows, words: Rows | None = None) -> Rows:
         """See `Prepared.rows`."""
         check_count(anchors, self._anchors.shape[0])
         sums = PositiveSums if self._clip_negative else ClosedSums

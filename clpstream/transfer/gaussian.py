@@ -77,7 +77,7 @@ class PreparedRandom:
         self._seed = seed
         self.guarded: dict[str, Ids] = {}
 
-    def rows(self, anchors: Rows) -> Rows:
+    def rows(self, anchors: Rows, words: Rows | None = None) -> Rows:
         """See `Prepared.rows`."""
         check_count(anchors, self._anchors)
         return _Drawn(anchors, self._own, self._seed)

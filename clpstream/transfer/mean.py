@@ -50,7 +50,7 @@ class PreparedMean:
         self._anchors = anchors
         self.guarded: dict[str, Ids] = {}
 
-    def rows(self, anchors: Rows) -> Rows:
+    def rows(self, anchors: Rows, words: Rows | None = None) -> Rows:
         """See `Prepared.rows`."""
         check_count(anchors, self._anchors)
         return MeanOfOthers(anchors, self._own)

@@ -33,12 +33,14 @@ class Prepared(Protocol):
         """Wanted rows (by index) that the formula did not make, by the reason why."""
         ...
 
-    def rows(self, anchors: Rows) -> Rows:
+    def rows(self, anchors: Rows, words: Rows | None = None) -> Rows:
         """The wanted rows (n_wanted, d_source) of a tensor, from its rows of the anchors.
 
-        `anchors` is (n_anchors, d_source), in the order of the anchors given to `prepare`. Rows
-        are made when they are asked for, by a slice of consecutive rows. Raises TransferError if
-        there is not one row for each anchor.
+        `anchors` is (n_anchors, d_source), in the order of the anchors given to `prepare`. `words`
+        (n_words, d_source) are the tensor's rows of frequent source tokens, the most frequent
+        first, for a method that looks for the wanted tokens among them. Rows are made when they are
+        asked for, by a slice of consecutive rows. Raises TransferError if there is not one row for
+        each anchor.
         """
         ...
 

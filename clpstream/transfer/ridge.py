@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from clpstream.errors import TransferError
+from clpstream.transfer.linear import Scaled, column_blocks, gram, products_of, spread
 from clpstream.transfer.method import NO_ANCHOR, directionless, heaviest, own_anchors
 from clpstream.transfer.rows import (
     BLOCK_BYTES,
@@ -82,33 +83,29 @@ class PreparedRidge:
         center = mean(anchors)
         if not np.isfinite(center).all():
             directionless(Unit(anchors, None))  # raises, and names the row
-        scale = _spread(anchors, center)
-        self._anchors = _Scaled(anchors, center, scale)
-        self._wanted = _Scaled(wanted, center, scale)
+        scale = spread(anchors, center)
+        self._anchors = Scaled(anchors, center, scale)
+        self._wanted = Scaled(wanted, center, scale)
         self._own = own
         self._penalty = penalty
         self._lost = directionless(Unit(wanted, center))
         self.guarded = {"no direction in the helper": np.flatnonzero(self._lost)}
-        gram = np.zeros((anchors.shape[1], anchors.shape[1]))
-        for block in blocks(anchors):
-            rows = self._anchors[block]
-            gram += rows.T @ rows
-        values, self._vectors = np.linalg.eigh(gram)
+        values, self._vectors = np.linalg.eigh(gram(self._anchors))
         self._values = np.maximum(values, 0)
 
-    def rows(self, anchors: Rows) -> Rows:
+    def rows(self, anchors: Rows, words: Rows | None = None) -> Rows:
         """See `Prepared.rows`. Reads all anchors twice."""
         check_count(anchors, self._anchors.shape[0])
         center = mean(anchors)
-        products, squares = _products(self._anchors, anchors, center)
+        products, squares = products_of(self._anchors, anchors, center)
         powers = np.zeros(len(products))  # of each eigenvector in Y
-        for columns in _column_blocks(products):
+        for columns in column_blocks(products):
             products[:, columns] = self._vectors.T @ products[:, columns]
             powers += np.square(products[:, columns]).sum(axis=1)
         penalty = self._penalty or self._best_penalty(powers, squares)
         weights = self._vectors * self._shrinkage(penalty)
         slopes = np.empty(products.shape, np.float32)
-        for columns in _column_blocks(products):
+        for columns in column_blocks(products):
             slopes[:, columns] = weights @ products[:, columns]
         return _Mapped(self, penalty, slopes, center, anchors)
 
@@ -214,43 +211,3 @@ class _Mapped:
             rest = self._center - self._anchors[own[shared]]
             rows[shared] += (extra[shared, None] * rest).astype(np.float32)
         return rows
-
-
-class _Scaled:
-    """Rows less a center, divided by a scale: float32."""
-
-    def __init__(self, rows: Rows, center: Doubles, scale: float) -> None:
-        self._rows = rows
-        self._center = center
-        self._scale = scale
-        self.shape = rows.shape
-
-    def __getitem__(self, index: Any) -> Floats:
-        rows = self._rows[index] - self._center  # in float64: little may be left of two large ones
-        rows /= self._scale
-        return rows.astype(np.float32)
-
-
-def _spread(rows: Rows, center: Doubles) -> float:
-    """The root mean square of what the center leaves; 1 where that is nothing."""
-    squares = 0.0
-    for block in blocks(rows):
-        squares += float(np.square(rows[block] - center).sum())
-    return float(np.sqrt(squares / (rows.shape[0] * rows.shape[1]))) or 1.0
-
-
-def _products(units: Rows, anchors: Rows, center: Doubles) -> tuple[Doubles, float]:
-    """XᵀY (d_helper, d_source), and the sum of Y's squares."""
-    total, squares = np.zeros((units.shape[1], anchors.shape[1])), 0.0
-    wider = units if units.shape[1] >= anchors.shape[1] else anchors
-    for block in blocks(wider):
-        rows = (anchors[block] - center).astype(np.float32)
-        total += units[block].T @ rows
-        squares += float(np.einsum("ij,ij->", rows, rows, dtype=np.float64))
-    return total, squares
-
-
-def _column_blocks(matrix: Doubles) -> Iterator[slice]:
-    """Blocks of columns of some `BLOCK_BYTES` of float64."""
-    step = max(1, BLOCK_BYTES // (8 * max(1, len(matrix))))
-    return (slice(start, start + step) for start in range(0, matrix.shape[1], step))

@@ -1,0 +1,96 @@
+"""Whether shared tokens mean the same in both models: which rows to copy, and which to make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from clpstream.transfer.linear import Factors, Scaled, factors, pairs_of
+from clpstream.transfer.rows import Doubles, Floats, Rows, blocks
+
+_CHANCE = 0.9
+"""Tokens that agree better than this part of random pairs agree better than chance."""
+_BEST = 0.99
+"""The quantile of the agreement that counts as the best one: single tokens may be odd."""
+_OF_BEST = 0.8
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well each anchor's two rows agree, and two rows of different anchors: cosines, (n,).
+
+    of_pairs: between an anchor's row in the source and the one that the other anchors' rotation
+    gives it. of_others: the same with the row of another anchor, which tells what chance gives.
+    """
+
+    of_pairs: Doubles
+    of_others: Doubles
+
+    def threshold(self, unsure: npt.NDArray[np.bool_]) -> float:
+        """From which cosine on an unsure anchor (n,) is taken for the same token in both models.
+
+        Between two vocabularies of one language nearly all shared tokens agree better than chance,
+        and little is asked of each. Between two languages half of them don't: then a token must
+        agree as well as 0.8 of the best do, since many that don't mean the same stand in similar
+        places all the same. In between, the threshold moves with the share that chance explains,
+        from the one to the other where that is a half.
+        """
+        ours = self.of_pairs[unsure]
+        if not len(ours):
+            return -1.0
+        least = float(np.quantile(self.of_others[unsure], _CHANCE))
+        most = max(least, _OF_BEST * float(np.quantile(ours, _BEST)))
+        by_chance = float((ours <= least).mean())
+        return least + min(1.0, 2 * by_chance) * (most - least)
+
+
+def agreement(x: Rows, y: Rows) -> Agreement:
+    """Of the anchors' rows in the helper, (n, d_helper), and in a tensor of the source.
+
+    Each anchor is judged by the orthogonal Procrustes rotation of the others, to first order in
+    what it adds to XᵀY. With XᵀY = U S Vᵀ, a = Uᵀx and b = Vᵀy, leaving a pair out changes the
+    rotated row in the basis V by -(b ∘ C(a∘a) - a ∘ C(a∘b)), where C_ij = 1 / (s_i + s_j); and by
+    what lies outside of the narrower side's space: -(Σ a_i² / s_i) y⊥ where the source is wider,
+    -|x⊥|² b / s where the helper is. (The differential of the polar factor, as in Kenney & Laub
+    1991.) All anchors so cost two products with C, instead of a decomposition each.
+    """
+    pairs = pairs_of(x, y)
+    found = factors(pairs.products)
+    ours, theirs = Scaled(x, pairs.x_mean, 1.0), Scaled(y, pairs.y_mean, 1.0)
+    of_pairs, of_others = np.zeros(x.shape[0]), np.zeros(x.shape[0])
+    if len(found.values):
+        for block in blocks(x if x.shape[1] >= y.shape[1] else y):
+            cosines = _left_out(found, ours[block], theirs[block])
+            of_pairs[block], of_others[block] = cosines
+    return Agreement(of_pairs, of_others)
+
+
+def _left_out(found: Factors, x: Floats, y: Floats) -> tuple[Doubles, Doubles]:
+    """Of a block of pairs: cosines with the own row, and with that of half a block further on."""
+    values = found.values / found.values[0]  # the scale of a pair follows, below
+    unit = found.values[0]
+    a, b = x @ found.left.astype(np.float32), y @ found.right.astype(np.float32)
+    inverse = (1 / (values[:, None] + values)).astype(np.float32)
+    change = (b * ((a * a) @ inverse) - a * ((a * b) @ inverse)) / unit
+    outside = np.zeros(len(a))
+    if found.left.shape[0] <= found.right.shape[0]:
+        outside = (np.square(a) @ (1 / values).astype(np.float32)) / unit
+    else:
+        beyond = np.square(x).sum(axis=1) - np.square(a).sum(axis=1)
+        change += beyond[:, None] * (b / values.astype(np.float32)) / unit
+    made = a - change
+    own_outside = np.maximum(np.square(y).sum(axis=1) - np.square(b).sum(axis=1), 0)
+    length = np.sqrt(np.square(made).sum(axis=1) + np.square(outside) * own_outside)
+    shift = len(a) // 2
+
+    def cosines(step: int) -> Doubles:
+        other, other_b = np.roll(y, step, axis=0), np.roll(b, step, axis=0)
+        beside = np.einsum("ij,ij->i", y, other) - np.einsum("ij,ij->i", b, other_b)
+        dots = np.einsum("ij,ij->i", made, other_b) - outside * beside
+        norms = length * np.linalg.norm(other, axis=1)
+        cosine: Doubles = np.divide(dots, norms, out=np.zeros(len(a)), where=norms > 0)
+        return cosine
+
+    return cosines(0), cosines(shift)
