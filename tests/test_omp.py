@@ -8,6 +8,7 @@ from truths import helper_and_source, relative_error
 
 from clpstream import Omp, TransferError
 from clpstream.transfer import NO_ANCHOR, pursuit
+from clpstream.transfer.omp import _coefficients
 
 
 def reference(anchors, missing, atoms, center, own=None):
@@ -79,6 +80,28 @@ def test_the_anchors_are_those_of_the_plain_algorithm(data, center, atoms):
     made = prepared.rows(source)[:]
     assert made.dtype == np.float32
     assert relative_error(made, rows_of(found, source, center)).max() < 1e-3
+
+
+@pytest.mark.parametrize("near", [1, 0.01])
+def test_anchors_that_are_almost_parallel_are_told_apart(near):
+    """Rounding that brings back what was taken out would change the choice."""
+    generator = np.random.default_rng(0)
+    base = generator.standard_normal((15, 40))
+    anchors = np.repeat(base, 20, axis=0) + 1e-3 * generator.standard_normal((300, 40))
+    missing = generator.standard_normal((60, 15)) @ base
+    missing += near * generator.standard_normal((60, 40))
+    anchors, missing = anchors.astype(np.float32), missing.astype(np.float32)
+    found = reference(anchors, missing, 30, center=False)
+    told = Omp(30, center=False).prepare(anchors, missing).nearest(range(60), 30)
+    for (ids, _), (chosen, _) in zip(told, found, strict=True):
+        assert sorted(ids) == sorted(chosen)
+
+
+def test_an_anchor_that_is_chosen_twice_is_no_failure():
+    anchors = np.eye(4, dtype=np.float32)
+    wanted = np.array([[2, 5, 1, 1]], np.float32)
+    values = _coefficients(wanted, anchors, None, np.array([[0, 0, 1]]), np.array([3]))[0]
+    assert np.allclose([values[0] + values[1], values[2]], [2, 5], atol=1e-5)
 
 
 def test_coefficients_are_those_of_least_squares():

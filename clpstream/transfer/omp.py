@@ -24,6 +24,9 @@ from clpstream.transfer.rows import (
     mean,
 )
 
+_JITTER = 1e-13
+"""Added to squared norms of 1, so that equations are solved where rounding makes them singular."""
+
 
 @dataclass(frozen=True)
 class Omp:
@@ -122,7 +125,7 @@ def _coefficients(
 ) -> Doubles:
     """Least squares in float64, (n, k), of the first `counts` (n,) of the anchors `ids` (n, k).
 
-    By the normal equations: the pursuit chooses no anchor that the others all but make up.
+    By the normal equations: the pursuit chooses no anchor that the others make up but for rounding.
     """
     base = np.zeros(anchors.shape[1]) if center is None else center
     most, width = ids.shape[1], anchors.shape[1]
@@ -135,7 +138,7 @@ def _coefficients(
         norms = np.where(there, np.linalg.norm(chosen, axis=2), 1)
         chosen = np.where(there[..., None], chosen / norms[..., None], 0)
         gram = chosen @ chosen.swapaxes(1, 2)
-        gram[:, np.arange(most), np.arange(most)] = 1
+        gram[:, np.arange(most), np.arange(most)] = 1 + _JITTER
         goal = chosen @ (wanted[part] - base)[..., None]
         values[part] = np.linalg.solve(gram, goal)[..., 0] / norms
     return values
