@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from clpstream.transfer import Clp as Clp
     from clpstream.transfer import Knn as Knn
     from clpstream.transfer import Mean as Mean
+    from clpstream.transfer import Omp as Omp
     from clpstream.transfer import Random as Random
     from clpstream.transfer import Ridge as Ridge
     from clpstream.vocabulary import Overlap as Overlap
@@ -57,7 +58,7 @@ _HOMES = {
     "inspection": "Inspection inspect",
     "output.report": "Report",
     "progress": "Progress",
-    "transfer": "Clp Knn Mean Random Ridge",
+    "transfer": "Clp Knn Mean Omp Random Ridge",
     "vocabulary": "Overlap Vocabulary match read_vocabulary",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -86,15 +86,16 @@ def _conversion_options(command: Command) -> Command:
     options = [
         _option(
             "--method",
-            type=click.Choice(["knn", "clp", "ridge", "mean", "random"]),
+            type=click.Choice(["knn", "clp", "omp", "ridge", "mean", "random"]),
             default="knn",
             show_default=True,
             help="How a missing token's row is made from those of shared tokens, by cosine in the "
             "helper's embeddings (CLP-Transfer, Ostendorff & Rehm 2023, arXiv 2301.09626). "
             "knn: the nearest ones, with the weights of WECHSEL or FOCUS. clp: all of them, as "
             "published; rows whose denominator is near zero or negative are guarded and counted. "
-            "ridge: by a linear map that is fitted to them. mean, random: rows that know nothing of "
-            "the helper, to compare with.",
+            "omp: the few that together come closest, by least squares (Goddard & Fernandes Neto "
+            "2025, arXiv 2506.06607). ridge: by a linear map that is fitted to them. mean, random: "
+            "rows that know nothing of the helper, to compare with.",
         ),
         _option(
             "--neighbors",

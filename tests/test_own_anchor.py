@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from truths import cosines, helper_and_source, relative_error
 
-from clpstream import Clp, Knn, Mean, Random, Ridge, TransferError
+from clpstream import Clp, Knn, Mean, Omp, Random, Ridge, TransferError
 from clpstream.transfer import METHODS, NO_ANCHOR
 
-CENTRED = "clpstream.transfer.knn.mean"
+CENTRED = ("clpstream.transfer.knn.mean", "clpstream.transfer.omp.mean")
 CASES = {
     "clp": [Clp(), Clp(clip_negative=True)],
     "knn": [
@@ -21,6 +21,7 @@ CASES = {
         for neighbors in (1, 10, 1000)
     ],
     "mean": [Mean()],
+    "omp": [Omp(1), Omp(5), Omp(5, center=False), Omp()],
     "random": [Random(seed=5)],
     "ridge": [Ridge(penalty=1e-3), Ridge(penalty=0.3)],
 }
@@ -31,7 +32,7 @@ EVERY = [method for methods in CASES.values() for method in methods]
 def fixed_center(monkeypatch):
     """Methods subtract one mean, whichever anchors they get."""
     center = np.random.default_rng(3).standard_normal(24)
-    for place in [CENTRED]:
+    for place in CENTRED:
         monkeypatch.setattr(place, lambda rows: center)
 
 
@@ -108,7 +109,7 @@ def test_rows_do_not_depend_on_the_slices_that_are_asked_for(method, monkeypatch
     anchors, missing, source = helper_and_source(anchors=120, d_source=17)
     wanted, own = shared_and_missing(anchors, missing)
     whole = method.prepare(anchors, wanted, own).rows(source)[:]
-    for module in ("cosine_sums", "gaussian", "method", "combination", "ridge"):
+    for module in ("cosine_sums", "gaussian", "method", "combination", "ridge", "omp"):
         monkeypatch.setattr(f"clpstream.transfer.{module}.BLOCK_BYTES", 4 * 24 * 7)
     monkeypatch.setattr("clpstream.transfer.rows.blocks.__defaults__", (4 * 24 * 7,))
     monkeypatch.setattr("clpstream.transfer.search.ANCHOR_BYTES", 4 * 24 * 7)
@@ -129,7 +130,7 @@ def test_the_own_anchor_is_not_among_the_nearest(method):
         assert own[row] not in ids
         assert len(ids) == len(weights) == len(set(ids.tolist()))
         assert (np.diff(weights) <= 0).all()
-        if method.name != "random":
+        if method.name != "random" and not (method.name == "omp" and method.center):
             assert np.allclose(
                 weights @ source[ids], prepared.rows(source)[row : row + 1], atol=1e-4
             )
@@ -152,9 +153,15 @@ def test_own_anchors_that_do_not_fit_are_refused(method):
 @pytest.mark.parametrize("method", EVERY, ids=str)
 def test_two_anchors_leave_the_other_one(method):
     anchors, _, source = helper_and_source()
+    if method.name == "omp" and not method.center:
+        source = anchors  # a multiple of the other one
+        other, row = anchors[1::-1].astype(np.float64), anchors[:2]
+        shares = (other * row).sum(axis=1) / (other * other).sum(axis=1)
+    else:
+        shares = np.ones(2)
     made = method.prepare(anchors[:2], anchors[:2], np.array([0, 1])).rows(source[:2])[:]
     precision = 1e-2 if method.name == "ridge" else 1e-5  # the row itself is nearly all of the map
-    assert np.allclose(made, source[1::-1], atol=precision)
+    assert np.allclose(made, shares[:, None] * source[1::-1], atol=precision)
 
 
 @pytest.mark.parametrize("method", EVERY, ids=str)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from make import write_helper, write_json, write_tokenizer
 
+from clpstream.transfer import METHODS
+
 ROWS, WIDTH = 2_000, 256
 
 
@@ -55,7 +57,7 @@ def run(*arguments: object) -> dict:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("method", ["knn", "clp"])
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_peak_memory_does_not_grow_with_the_model(tmp_path, method):
     write_helper(tmp_path / "helper", [f" word{n}" for n in range(0, 2 * ROWS, 2)], width=64)
     peaks = []

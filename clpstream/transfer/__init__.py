@@ -12,6 +12,7 @@ from clpstream.transfer.gaussian import Random
 from clpstream.transfer.knn import Knn
 from clpstream.transfer.mean import Mean
 from clpstream.transfer.method import NO_ANCHOR, Method, Prepared
+from clpstream.transfer.omp import Omp
 from clpstream.transfer.procrustes import Procrustes
 from clpstream.transfer.ridge import Ridge
 from clpstream.transfer.rows import BLOCK_BYTES, Rows, Selected, mean
@@ -22,6 +23,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "clp": Clp,
     "knn": Knn,
     "mean": Mean,
+    "omp": Omp,
     "random": Random,
     "ridge": Ridge,
 }
@@ -37,6 +39,7 @@ __all__ = [
     "Knn",
     "Mean",
     "Method",
+    "Omp",
     "Prepared",
     "Procrustes",
     "Random",

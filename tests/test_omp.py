@@ -1,0 +1,204 @@
+"""Orthogonal matching pursuit against the plain algorithm, one token at a time in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from truths import helper_and_source, relative_error
+
+from clpstream import Omp, TransferError
+from clpstream.transfer import NO_ANCHOR, pursuit
+from clpstream.transfer.omp import _coefficients
+
+
+def reference(anchors, missing, atoms, center, own=None):
+    """For each token the chosen anchors, in their order, and their coefficients."""
+    x, queries = anchors.astype(np.float64), missing.astype(np.float64)
+    if center:
+        x, queries = (
+            x - anchors.mean(axis=0, dtype=np.float64),
+            queries - anchors.mean(axis=0, dtype=np.float64),
+        )
+    norms = np.linalg.norm(x, axis=1)
+    units = np.divide(x, norms[:, None], where=norms[:, None] > 0, out=np.zeros_like(x))
+    found = []
+    for place, query in enumerate(queries):
+        chosen, left, coefficients = [], query, np.empty(0)
+        while len(chosen) < min(atoms, len(x)):
+            scores = np.abs(units @ left) / max(np.linalg.norm(left), 1e-300)
+            if own is not None and own[place] >= 0:
+                scores[own[place]] = 0
+            size = np.linalg.norm(left) / max(np.linalg.norm(query), 1e-300)
+            if size < 1e-5 or scores.max() < 1e-5:
+                break
+            chosen.append(int(scores.argmax()))
+            coefficients = np.linalg.lstsq(x[chosen].T, query, rcond=None)[0]
+            left = query - coefficients @ x[chosen]
+        found.append((chosen, coefficients))
+    return found
+
+
+def rows_of(found, source, center):
+    source = source.astype(np.float64)
+    mean = source.mean(axis=0) if center else 0
+    return np.array([mean + weights @ (source[chosen] - mean) for chosen, weights in found])
+
+
+def random_rows(anchors=300, missing=80, d=24, seed=0):
+    generator = np.random.default_rng(seed)
+    rows = generator.standard_normal((anchors + missing, d)).astype(np.float32)
+    return rows[:anchors], rows[anchors:], generator.standard_normal((anchors, 30), np.float32)
+
+
+def correlated(seed=0):
+    return helper_and_source(seed=seed)
+
+
+def coherent(seed=0):
+    """Anchors that are almost multiples of one another."""
+    generator = np.random.default_rng(seed)
+    base = generator.standard_normal((15, 40))
+    rows = np.repeat(base, 20, axis=0) + 0.02 * generator.standard_normal((300, 40))
+    rows *= generator.uniform(0.1, 10, (300, 1))
+    missing = generator.standard_normal((60, 40))
+    source = generator.standard_normal((300, 30))
+    return [array.astype(np.float32) for array in (rows, missing, source)]
+
+
+@pytest.mark.parametrize("data", [random_rows, correlated, coherent])
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("atoms", [1, 2, 8, 20])
+def test_the_anchors_are_those_of_the_plain_algorithm(data, center, atoms):
+    anchors, missing, source = data()
+    prepared = Omp(atoms, center).prepare(anchors, missing)
+    found = reference(anchors, missing, atoms, center)
+    told = prepared.nearest(range(len(missing)), atoms + 1)
+    for (ids, weights), (chosen, coefficients) in zip(told, found, strict=True):
+        assert sorted(ids) == sorted(chosen)
+        order = np.argsort(-coefficients)
+        assert np.allclose(weights, coefficients[order], rtol=1e-3, atol=1e-4)
+    made = prepared.rows(source)[:]
+    assert made.dtype == np.float32
+    assert relative_error(made, rows_of(found, source, center)).max() < 1e-3
+
+
+@pytest.mark.parametrize("near", [1, 0.01])
+def test_anchors_that_are_almost_parallel_are_told_apart(near):
+    """Rounding that brings back what was taken out would change the choice."""
+    generator = np.random.default_rng(0)
+    base = generator.standard_normal((15, 40))
+    anchors = np.repeat(base, 20, axis=0) + 1e-3 * generator.standard_normal((300, 40))
+    missing = generator.standard_normal((60, 15)) @ base
+    missing += near * generator.standard_normal((60, 40))
+    anchors, missing = anchors.astype(np.float32), missing.astype(np.float32)
+    found = reference(anchors, missing, 30, center=False)
+    told = Omp(30, center=False).prepare(anchors, missing).nearest(range(60), 30)
+    for (ids, _), (chosen, _) in zip(told, found, strict=True):
+        assert sorted(ids) == sorted(chosen)
+
+
+def test_an_anchor_that_is_chosen_twice_is_no_failure():
+    anchors = np.eye(4, dtype=np.float32)
+    wanted = np.array([[2, 5, 1, 1]], np.float32)
+    values = _coefficients(wanted, anchors, None, np.array([[0, 0, 1]]), np.array([3]))[0]
+    assert np.allclose([values[0] + values[1], values[2]], [2, 5], atol=1e-5)
+
+
+def test_coefficients_are_those_of_least_squares():
+    anchors, missing, source = random_rows()
+    found = reference(anchors, missing, 8, True)
+    made = Omp(8).prepare(anchors, missing).rows(source)[:]
+    assert relative_error(made, rows_of(found, source, True)).max() < 1e-5
+
+
+def test_shared_tokens_pass_over_their_own_anchor():
+    anchors, _, source = random_rows()
+    own = np.arange(300)
+    own[::3] = NO_ANCHOR
+    prepared = Omp(6).prepare(anchors, anchors, own)
+    found = reference(anchors, anchors, 6, True, own)
+    for row, (ids, _) in enumerate(prepared.nearest(range(300), 6)):
+        assert sorted(ids) == sorted(found[row][0])
+        assert len(ids) == (6 if row % 3 else 1)
+    assert relative_error(prepared.rows(source)[::][::3], source[::3]).max() < 1e-5
+
+
+@pytest.mark.parametrize("anchors", [7, 24, 300])
+def test_it_ends_where_nothing_is_left(anchors):
+    """With more atoms than anchors, or than dimensions, the row is as close as it can be."""
+    known, missing, _ = random_rows(anchors)
+    prepared = Omp(64, center=False).prepare(known, missing)
+    for ids, _ in prepared.nearest(range(80), 100):
+        assert 20 <= len(ids) <= 24 or len(ids) == anchors
+    slopes = np.random.default_rng(1).standard_normal((24, 30))
+    made = prepared.rows((known @ slopes).astype(np.float32))[:]
+    closest = (
+        missing @ np.linalg.pinv(known.astype(np.float64)) @ known if anchors < 24 else missing
+    )
+    assert relative_error(made, closest @ slopes).max() < 1e-3
+
+
+@pytest.mark.parametrize("center", [True, False])
+def test_of_equal_anchors_the_first_is_taken_once(center):
+    anchors, missing, _ = random_rows()
+    places = np.sort(np.random.default_rng(1).permutation(900))
+    repeated = anchors[places // 3]
+    expected = reference(anchors, missing, 10, center)
+    prepared = Omp(10, center).prepare(repeated, missing)
+    for (ids, _), (chosen, _) in zip(prepared.nearest(range(80), 10), expected, strict=True):
+        assert sorted(ids) == sorted(3 * place for place in chosen)
+
+
+def test_one_anchor_or_no_missing_token_is_enough():
+    anchors, missing, source = random_rows()
+    made = Omp().prepare(anchors[:1], missing).rows(source[:1])[:]
+    assert np.allclose(made, source[:1], atol=1e-5)  # nothing but the mean
+    made = Omp(center=False).prepare(anchors[:1], missing).rows(source[:1])[:]
+    shares = (missing @ anchors[0]) / (anchors[0] @ anchors[0])
+    assert np.allclose(made, shares[:, None] * source[:1], atol=1e-4)
+    assert Omp().prepare(anchors, missing[:0]).rows(source)[:].shape == (0, 30)
+
+
+def test_a_token_without_a_direction_gets_the_mean_of_all_anchors():
+    anchors, missing, source = random_rows()
+    anchors[9] = 0
+    expected = Omp(4).prepare(anchors, missing).rows(source)[:]
+    missing[3], missing[50] = 0, anchors.mean(axis=0, dtype=np.float64)
+    for center, lost in ((True, [3, 50]), (False, [3])):
+        prepared = Omp(4, center).prepare(anchors, missing)
+        assert list(prepared.guarded["no direction in the helper"]) == lost
+        assert np.allclose(prepared.rows(source)[:][lost], source.mean(axis=0), atol=1e-6)
+    made = Omp(4).prepare(anchors, missing).rows(source)[:]
+    others = np.setdiff1d(np.arange(80), [3, 50])
+    assert np.allclose(made[others], expected[others], atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_helper_rows_of_any_scale_give_the_same_rows(scale):
+    anchors, missing, source = random_rows()
+    expected = Omp(6).prepare(anchors, missing).rows(source)[:]
+    tiny = anchors * np.float32(scale), missing * np.float32(scale)
+    assert relative_error(Omp(6).prepare(*tiny).rows(source)[:], expected).max() < 1e-4
+
+
+def test_batches_and_what_is_kept_change_nothing(monkeypatch):
+    anchors, missing, source = random_rows()
+    expected = Omp(6).prepare(anchors, missing).rows(source)[:]
+    monkeypatch.setattr(pursuit, "KEPT_BYTES", 0)
+    monkeypatch.setattr(pursuit, "BATCH_BYTES", 4 * 6 * 24 * 7)
+    monkeypatch.setattr("clpstream.transfer.rows.blocks.__defaults__", (4 * 24 * 9,))
+    assert relative_error(Omp(6).prepare(anchors, missing).rows(source)[:], expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_nan_never_becomes_a_row(place):
+    rows = list(random_rows())
+    rows[place][7, 3] = np.nan
+    with pytest.raises(TransferError, match="NaN"):
+        Omp().prepare(rows[0], rows[1])
+
+
+@pytest.mark.parametrize("atoms", [0, -1, 2.5, True])
+def test_atoms_out_of_range_are_refused(atoms):
+    with pytest.raises(TransferError, match="atoms"):
+        Omp(atoms)
