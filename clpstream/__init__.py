@@ -31,12 +31,19 @@ if TYPE_CHECKING:
     from clpstream.errors import CheckpointError as CheckpointError
     from clpstream.errors import ClpstreamError as ClpstreamError
     from clpstream.errors import OutputError as OutputError
+    from clpstream.errors import ScoringError as ScoringError
     from clpstream.errors import TransferError as TransferError
     from clpstream.errors import VocabularyError as VocabularyError
     from clpstream.inspection import Inspection as Inspection
     from clpstream.inspection import inspect as inspect
     from clpstream.output.report import Report as Report
     from clpstream.progress import Progress as Progress
+    from clpstream.scoring import Difference as Difference
+    from clpstream.scoring import Score as Score
+    from clpstream.scoring import read_documents as read_documents
+    from clpstream.scoring import sample_documents as sample_documents
+    from clpstream.scoring import score as score
+    from clpstream.scoring import score_difference as score_difference
     from clpstream.transfer import Clp as Clp
     from clpstream.transfer import Knn as Knn
     from clpstream.vocabulary import Overlap as Overlap
@@ -50,10 +57,13 @@ _HOMES = {
         "open_checkpoint read_shard"
     ),
     "conversion": "Conversion convert",
-    "errors": "CheckpointError ClpstreamError OutputError TransferError VocabularyError",
+    "errors": (
+        "CheckpointError ClpstreamError OutputError ScoringError TransferError VocabularyError"
+    ),
     "inspection": "Inspection inspect",
     "output.report": "Report",
     "progress": "Progress",
+    "scoring": "Difference Score read_documents sample_documents score score_difference",
     "transfer": "Clp Knn",
     "vocabulary": "Overlap Vocabulary match read_vocabulary",
 }

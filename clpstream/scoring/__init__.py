@@ -5,7 +5,18 @@ The only part of clpstream that needs torch and transformers: the extra `score`.
 
 from clpstream.scoring.documents import read_documents
 from clpstream.scoring.intervals import Interval
-from clpstream.scoring.sampling import sample_documents
-from clpstream.scoring.score import Difference, Score, difference, score
+from clpstream.scoring.sampling import helper_of, sample_documents
+from clpstream.scoring.scores import Difference, Score, score, score_difference
+from clpstream.scoring.table import table
 
-__all__ = ["Difference", "Interval", "Score", "difference", "read_documents", "sample_documents", "score"]
+__all__ = [
+    "Difference",
+    "Interval",
+    "Score",
+    "helper_of",
+    "read_documents",
+    "sample_documents",
+    "score",
+    "score_difference",
+    "table",
+]

@@ -27,10 +27,10 @@ def read_documents(paths: Iterable[str | Path]) -> list[str]:
 
     Raises ScoringError if a file can't be read or is not UTF-8, or if there is no text at all.
     """
-    paths = [Path(path) for path in paths]
-    found = [document for path in paths for document in _documents(path)]
+    files = [Path(path) for path in paths]
+    found = [document for file in files for document in _documents(file)]
     if not found:
-        raise ScoringError(f"{', '.join(map(str, paths))}: no text in it; give a file with text")
+        raise ScoringError(f"{', '.join(map(str, files))}: no text in it; give a file with text")
     return found
 
 

@@ -23,7 +23,7 @@ class Interval(NamedTuple):
 
 
 def interval(bits: npt.NDArray[np.float64], sizes: npt.NDArray[np.int64]) -> Interval | None:
-    """The interval of sum(bits) / sum(sizes), from blocks of text: bits and bytes of each, [blocks].
+    """The interval of sum(bits) / sum(sizes), from the bits and bytes of blocks: both [blocks].
 
     The percentile bootstrap (Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter
     13) over blocks, with a fixed seed. Of two models, `bits` are the differences: that pairs them

@@ -223,4 +223,4 @@ def _cross_entropy(torch: Any, logits: Any, targets: Any) -> npt.NDArray[np.floa
         for begin in range(0, len(flat), step)
     ]
     bits: npt.NDArray[np.float64] = torch.cat(nats).double().cpu().numpy() / math.log(2)
-    return bits.reshape(targets.shape)
+    return np.reshape(bits, tuple(targets.shape))

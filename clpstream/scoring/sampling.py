@@ -9,6 +9,8 @@ from typing import Any
 
 from clpstream.errors import ScoringError
 from clpstream.hub import local_directory
+from clpstream.inputs import read_json_if_there
+from clpstream.output.report import REPORT_FILE
 from clpstream.progress import Progress
 from clpstream.scoring.language_model import Device, Dtype, LanguageModel, load
 from clpstream.scoring.libraries import import_torch, import_transformers, quiet
@@ -53,6 +55,13 @@ def sample_documents(
     if not documents:
         raise ScoringError(f"{directory}: no text comes from it; sample from another model")
     return documents
+
+
+def helper_of(model: str | Path) -> str | None:
+    """The name of the helper whose vocabulary a model has, if clpstream made the model here."""
+    made = read_json_if_there(Path(model) / REPORT_FILE)
+    helper = made.get("helper")
+    return str(helper["name"]) if isinstance(helper, dict) and "name" in helper else None
 
 
 def _draw(

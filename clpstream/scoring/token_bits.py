@@ -40,19 +40,17 @@ def token_bits(
         for place, row in enumerate(rows)
         for window in windows(place, len(row) - 1, context, stride)
     ]
-    if first is None:
-        for bits in found:
-            bits[:1] = math.log2(model.logits)
+    unseen = int(first is None)  # tokens of a document that nothing comes before
+    for of_document in found:
+        of_document[:unseen] = math.log2(model.logits)
     tokens = sum(window.end - window.scored for window in todo)
     with progress.task("scoring", tokens, "tokens") as update:
         for batch in _batches(model, todo):
             skip = min(window.scored - window.begin for window in batch)
-            bits = _bits(model, rows, batch, first, skip)
-            for window, line in zip(batch, bits, strict=True):
-                late = int(first is None)
-                found[window.document][window.scored + late : window.end + late] = line[
-                    window.scored - window.begin : window.length
-                ]
+            of_batch = _bits(model, rows, batch, first, skip)
+            for window, bits in zip(batch, of_batch, strict=True):
+                new = slice(window.scored + unseen, window.end + unseen)
+                found[window.document][new] = bits[window.scored - window.begin : window.length]
             update(sum(window.end - window.scored for window in batch))
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from clpstream.scoring.documents import BLOCK_BYTES, block_edges, cut
 from clpstream.scoring.intervals import FEW_BLOCKS, Interval, interval
 from clpstream.scoring.language_model import Device, Dtype, load
 from clpstream.scoring.libraries import import_torch, import_transformers, quiet
-from clpstream.scoring.tokens import Encoder, Tokens
 from clpstream.scoring.token_bits import token_bits
+from clpstream.scoring.tokens import Encoder, Tokens
 
 _LONGEST_CONTEXT = 1024
 
@@ -122,7 +122,7 @@ def score(
     progress = progress or Progress()
     directory = local_directory(model, "source", progress)
     _forget_peak()
-    with quiet():
+    with quiet(), _saying_what_is_full():
         encoder = Encoder(directory)
         tokens = _encode(encoder, documents, progress)
         loaded = load(directory, dtype, device)
@@ -159,7 +159,7 @@ def score(
     )
 
 
-def difference(first: Score, second: Score) -> Difference:
+def score_difference(first: Score, second: Score) -> Difference:
     """The second score minus the first. Raises ScoringError if they are not of the same text."""
     (one, sizes), (other, same) = (zip(*found.blocks, strict=True) for found in (first, second))
     if sizes != same:
@@ -193,7 +193,9 @@ def _window(
     if context is None:
         context = min(positions or _LONGEST_CONTEXT, _LONGEST_CONTEXT)
     elif positions is not None and context > positions:
-        raise ScoringError(f"{directory}: it is made for {positions} tokens; use a --context of that")
+        raise ScoringError(
+            f"{directory}: it is made for {positions} tokens; use a --context of that"
+        )
     if context < 2:
         raise ScoringError("the context has to be 2 tokens or more")
     if stride is None:
@@ -237,6 +239,16 @@ def _warnings(encoder: Encoder, tokens: Sequence[Tokens], blocks: int) -> tuple[
             "less: too little to trust an interval"
         )
     return tuple(found)
+
+
+@contextlib.contextmanager
+def _saying_what_is_full() -> Iterator[None]:
+    try:
+        yield
+    except import_torch().cuda.OutOfMemoryError:
+        raise ScoringError(
+            "the GPU's memory is too small for the model; use --device cpu, or a shorter --context"
+        ) from None
 
 
 def _peak(device: str) -> int:
