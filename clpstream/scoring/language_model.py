@@ -13,7 +13,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from clpstream.checkpoint import open_checkpoint
 from clpstream.errors import ScoringError
 from clpstream.inputs import read_json
 from clpstream.scoring.libraries import import_torch, import_transformers, reason
@@ -116,7 +115,6 @@ def load(directory: Path, dtype: Dtype, device: Device) -> LanguageModel:
 def _load(directory: Path, dtype: Dtype) -> Any:
     transformers = import_transformers()
     config = read_json(directory / "config.json")
-    open_checkpoint(directory)  # says better than transformers what is wrong with its shards
     settings = {"local_files_only": True, "trust_remote_code": False}
     try:
         parsed = transformers.AutoConfig.from_pretrained(directory, **settings)

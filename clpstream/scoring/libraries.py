@@ -18,6 +18,7 @@ def import_torch() -> Any:
 
 def import_transformers() -> Any:
     """The module. Raises ScoringError that says how to install it."""
+    import_torch()  # or transformers says at length that it is not there
     return _import("transformers")
 
 

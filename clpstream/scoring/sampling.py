@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clpstream.checkpoint import open_checkpoint
 from clpstream.errors import ScoringError
 from clpstream.hub import local_directory
 from clpstream.inputs import read_json_if_there
@@ -45,6 +46,7 @@ def sample_documents(
     import_transformers()  # before anything is fetched
     progress = progress or Progress()
     directory = local_directory(model, "source", progress)
+    open_checkpoint(directory)  # says better than transformers what is wrong with its shards
     with quiet():
         vocabulary = Encoder(directory).vocabulary
         loaded = load(directory, dtype, device)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clpstream.checkpoint import open_checkpoint
 from clpstream.errors import ScoringError
 from clpstream.hub import local_directory, model_name
 from clpstream.output.report import peak_memory
@@ -121,6 +122,7 @@ def score(
     import_transformers()  # before anything is fetched
     progress = progress or Progress()
     directory = local_directory(model, "source", progress)
+    open_checkpoint(directory)  # says better than transformers what is wrong with its shards
     _forget_peak()
     with quiet(), _saying_what_is_full():
         encoder = Encoder(directory)
