@@ -326,7 +326,14 @@ def inspect(model: str, as_json: bool) -> None:
     show_default=True,
     help="How many tokens it samples, from its whole distribution.",
 )
-@_option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="For the sample.")
+@_option(
+    "--seed",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Of the sample: the same seed, the same text.",
+)
 @_option(
     "--context",
     type=click.IntRange(min=2),
@@ -385,8 +392,10 @@ def score(model: str, model2: str | None, **options: Any) -> None:
     scores = [scoring.score(name, texts, **window, **how) for name in models]
     more = scoring.score_difference(*scores) if model2 is not None else None
     if options["as_json"]:
+        sampled = ("sample_from", "sample_tokens", "seed")
+        given = sampled if options["sample_from"] else ("text",)
         result = {
-            "text": {name: options[name] for name in ("text", "sample_from")},
+            **{name: options[name] for name in given},
             "scores": [found.to_json() for found in scores],
             "difference": None if more is None else more.to_json(),
         }

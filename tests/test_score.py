@@ -284,6 +284,7 @@ def test_the_command_prints_a_table_or_json(tmp_path):
     for word in ("source-en", "helper-de", "bits per byte", "difference", "better", "warning"):
         assert word in table.stdout
     found = json.loads(run(SOURCE, HELPER, *texts, "--json").stdout)
+    assert found["text"] == [str(tmp_path / "text"), str(tmp_path / "more")]
     first, second = found["scores"]
     assert (first["model"], second["model"]) == ("source-en", "helper-de")
     assert (first["context"], first["stride"], first["documents"], first["blocks"]) == (
@@ -305,7 +306,7 @@ def test_the_command_samples_and_converted_models_are_scored(tmp_path):
     done = run(SOURCE, tmp_path / "target", *sampled)
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
-    assert found["text"]["sample_from"] == str(HELPER)
+    assert (found["sample_from"], found["sample_tokens"], found["seed"]) == (str(HELPER), 1500, 0)
     assert found["difference"]["interval"]["high"] < 0
     english, german = found["scores"]
     assert english["bytes"] == german["bytes"]

@@ -9,7 +9,7 @@ from clpstream.scoring.scores import Difference, Score
 from clpstream.terminal import printable, size
 
 _HEAD = (
-    *("", "bits per byte", "95 % interval", "bytes", "tokens", "bytes per token"),
+    *("", "bits per byte", "95 % interval", "bytes", "tokens", "bytes/token"),
     *("seconds", "peak memory"),
 )
 
