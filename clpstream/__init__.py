@@ -31,16 +31,25 @@ if TYPE_CHECKING:
     from clpstream.errors import CheckpointError as CheckpointError
     from clpstream.errors import ClpstreamError as ClpstreamError
     from clpstream.errors import OutputError as OutputError
+    from clpstream.errors import ScoringError as ScoringError
     from clpstream.errors import TransferError as TransferError
     from clpstream.errors import VocabularyError as VocabularyError
     from clpstream.inspection import Inspection as Inspection
     from clpstream.inspection import inspect as inspect
     from clpstream.output.report import Report as Report
     from clpstream.progress import Progress as Progress
+    from clpstream.scoring import Difference as Difference
+    from clpstream.scoring import Score as Score
+    from clpstream.scoring import read_documents as read_documents
+    from clpstream.scoring import sample_documents as sample_documents
+    from clpstream.scoring import score as score
+    from clpstream.scoring import score_difference as score_difference
+    from clpstream.transfer import Align as Align
     from clpstream.transfer import Clp as Clp
     from clpstream.transfer import Knn as Knn
     from clpstream.transfer import Mean as Mean
     from clpstream.transfer import Omp as Omp
+    from clpstream.transfer import Procrustes as Procrustes
     from clpstream.transfer import Random as Random
     from clpstream.transfer import Ridge as Ridge
     from clpstream.vocabulary import Overlap as Overlap
@@ -54,11 +63,14 @@ _HOMES = {
         "open_checkpoint read_shard"
     ),
     "conversion": "Conversion convert",
-    "errors": "CheckpointError ClpstreamError OutputError TransferError VocabularyError",
+    "errors": (
+        "CheckpointError ClpstreamError OutputError ScoringError TransferError VocabularyError"
+    ),
     "inspection": "Inspection inspect",
     "output.report": "Report",
     "progress": "Progress",
-    "transfer": "Clp Knn Mean Omp Random Ridge",
+    "scoring": "Difference Score read_documents sample_documents score score_difference",
+    "transfer": "Align Clp Knn Mean Omp Procrustes Random Ridge",
     "vocabulary": "Overlap Vocabulary match read_vocabulary",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -305,6 +305,108 @@ def inspect(model: str, as_json: bool) -> None:
     _print(json.dumps(found.to_json(), indent=2) if as_json else description(found))
 
 
+@cli.command()
+@click.argument("model", type=click.Path())
+@click.argument("model2", type=click.Path(), required=False)
+@_option(
+    "--text",
+    type=click.Path(),
+    metavar="FILE",
+    multiple=True,
+    help="A UTF-8 text file: one document, or several with lines <|endoftext|> between them. Can "
+    "be given several times.",
+)
+@_option(
+    "--sample-from",
+    metavar="MODEL",
+    help="In place of a file: text that this model makes up, such as the helper of a conversion.",
+)
+@_option(
+    "--sample-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=20_000,
+    show_default=True,
+    help="How many tokens it samples, from its whole distribution.",
+)
+@_option(
+    "--seed",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Of the sample: the same seed, the same text.",
+)
+@_option(
+    "--context",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Tokens that a model sees at most.  [default: what it is made for, 1024 at most]",
+)
+@_option(
+    "--stride",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="By how many tokens the window of a model advances in a longer document; every token but "
+    "the first ones is predicted from at least N less than the context.  [default: half the "
+    "context]",
+)
+@_option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="Of the weights and the computation; auto: the checkpoint's. The loss is in float32.",
+)
+@_option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where it is computed; auto: on a GPU if there is one.",
+)
+@_option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def score(model: str, model2: str | None, **options: Any) -> None:
+    """Say how many bits a byte of text costs MODEL, and MODEL2, and how sure the difference is.
+
+    Bits per byte (the fewer the better) can be compared across vocabularies, as perplexities can
+    not. The models are causal language models, directories or ids on the Hub, and are loaded one
+    after the other. Needs torch and transformers: pip install 'clpstream[score]'.
+    """
+    from clpstream import scoring
+
+    progress = _progress(False)
+    how = {"dtype": options["dtype"], "device": options["device"], "progress": progress}
+    if options["text"] and options["sample_from"]:
+        raise click.UsageError("--text and --sample-from: give one of them")
+    if options["text"]:
+        texts = scoring.read_documents(options["text"])
+    elif options["sample_from"]:
+        count, seed = options["sample_tokens"], options["seed"]
+        texts = scoring.sample_documents(options["sample_from"], count, seed, **how)
+    else:
+        helper = scoring.helper_of(model2 or model) or scoring.helper_of(model)
+        made = f", such as the helper {helper} that clpstream.json names" if helper else ""
+        raise click.UsageError(
+            f"nothing to score on; give --text FILE, or --sample-from MODEL{made}"
+        )
+    window = {"context": options["context"], "stride": options["stride"]}
+    models = [model] if model2 is None else [model, model2]
+    scores = [scoring.score(name, texts, **window, **how) for name in models]
+    more = scoring.score_difference(*scores) if model2 is not None else None
+    if options["as_json"]:
+        sampled = ("sample_from", "sample_tokens", "seed")
+        given = sampled if options["sample_from"] else ("text",)
+        result = {
+            **{name: options[name] for name in given},
+            "scores": [found.to_json() for found in scores],
+            "difference": None if more is None else more.to_json(),
+        }
+        _print(json.dumps(result, indent=2))
+    else:
+        _print(scoring.table(scores, more))
+
+
 def _map_tokens(pairs: tuple[str, ...]) -> dict[str, str]:
     found = {}
     for pair in pairs:

@@ -28,5 +28,9 @@ class NotFiniteError(TransferError):
         self.where, self.row = where, row
 
 
+class ScoringError(ClpstreamError):
+    """A model or a text that can't be scored, or torch and transformers that are not there."""
+
+
 class OutputError(ClpstreamError):
     """A target directory that can't be written."""

@@ -106,10 +106,10 @@ def test_on_a_terminal_there_are_bars(pair, shape):
     assert "B/s" in shown
 
 
-@pytest.mark.parametrize("command", ["convert", "demo"])
+@pytest.mark.parametrize("command", ["convert", "demo", "score"])
 def test_every_option_is_an_environment_variable(command):
     options = [p for p in cli.commands[command].params if isinstance(p, click.Option)]
-    assert len(options) >= 10
+    assert len(options) >= 9
     for option in options:
         long = max(option.opts, key=len)
         assert option.envvar == "CLPSTREAM_" + long.strip("-").replace("-", "_").upper()

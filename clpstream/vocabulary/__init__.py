@@ -3,7 +3,7 @@
 from clpstream.vocabulary.classes import tokenizer_class
 from clpstream.vocabulary.files import VOCABULARY_FILES
 from clpstream.vocabulary.overlap import MISSING, Match, Overlap, match
-from clpstream.vocabulary.split import Splitter
+from clpstream.vocabulary.split import Splitter, load_tokenizer
 from clpstream.vocabulary.tokenizer import ROLES, read_vocabulary
 from clpstream.vocabulary.tokens import Vocabulary
 
@@ -15,6 +15,7 @@ __all__ = [
     "Overlap",
     "Splitter",
     "Vocabulary",
+    "load_tokenizer",
     "match",
     "read_vocabulary",
     "tokenizer_class",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clpstream.errors import VocabularyError
@@ -65,17 +66,7 @@ class Splitter:
 
     def _load(self) -> Tokenizer:
         if self._tokenizer is None:
-            from tokenizers import Tokenizer
-
-            try:
-                self._tokenizer = Tokenizer.from_file(str(self._vocabulary.path))
-            except Exception as error:
-                raise VocabularyError(
-                    f"{self._vocabulary.path}: the tokenizers library can't read it ({error}); "
-                    "try a newer one: pip install --upgrade tokenizers"
-                ) from None
-            self._tokenizer.no_truncation()
-            self._tokenizer.no_padding()
+            self._tokenizer = load_tokenizer(self._vocabulary.path)
         return self._tokenizer
 
     def _fewest(self, text: bytes) -> list[int] | None:
@@ -95,3 +86,22 @@ class Splitter:
             ids.append(self._ids[text[place : place + length[place]]])
             place += length[place]
         return ids
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, which gives all tokens of a text and no padding.
+
+    Raises VocabularyError if the tokenizers library can't read it.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise VocabularyError(
+            f"{path}: the tokenizers library can't read it ({error}); try a newer one: "
+            "pip install --upgrade tokenizers"
+        ) from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
