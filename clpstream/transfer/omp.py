@@ -110,7 +110,7 @@ class PreparedOmp:
         self._anchors = anchors
         self.guarded = {"no direction in the helper": np.flatnonzero(lost)}
 
-    def rows(self, anchors: Rows) -> Rows:
+    def rows(self, anchors: Rows, words: Rows | None = None) -> Rows:
         """See `Prepared.rows`."""
         check_count(anchors, self._anchors)
         return WithMean(Combined(self._weights, anchors), self._rest, anchors, self._own)
