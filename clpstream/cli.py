@@ -92,13 +92,13 @@ def _conversion_options(command: Command) -> Command:
             default="align",
             show_default=True,
             help="How the row of a missing token is made. By a linear map from the helper's "
-            "embeddings to the source's, fitted on shared tokens: align (a softened rotation, fitted "
-            "on pairs of words that it finds itself), procrustes (a rotation; Schönemann 1966), "
-            "ridge (a regression). As a sum of shared tokens' rows: knn (the nearest ones by cosine), "
-            "omp (those that together come closest; arXiv 2506.06607), clp (all of them, by cosine; "
-            "CLP-Transfer, Ostendorff & Rehm 2023, arXiv 2301.09626). Without the helper's "
-            "weights: subword (the mean of the source tokens that it splits into; arXiv 2402.09977), mean, "
-            "random (to compare with).",
+            "embeddings to the source's, fitted on shared tokens: align (a softened rotation, "
+            "fitted on pairs of words that it finds itself), procrustes (a rotation; Schönemann "
+            "1966), ridge (a regression). As a sum of shared tokens' rows: knn (the nearest ones "
+            "by cosine), omp (those that together come closest; arXiv 2506.06607), clp (all of "
+            "them, by cosine; CLP-Transfer, Ostendorff & Rehm 2023, arXiv 2301.09626). Without the "
+            "helper's weights: subword (the mean of the source tokens that it splits into; arXiv "
+            "2402.09977), mean, random (to compare with).",
         ),
         _option(
             "--neighbors",
@@ -193,11 +193,11 @@ def _conversion_options(command: Command) -> Command:
             type=click.Choice(["auto", "copy", "map"]),
             default="auto",
             show_default=True,
-            help="The rows of shared tokens. copy: the source's, bit for bit, as in the paper. map: "
-            "those of words and parts of words are made as if they were missing, since tokens that "
-            "are written alike often mean different things in two languages. auto: those of which "
-            "the two models' rows don't agree. Symbols, numbers, bytes and special tokens are "
-            "always copied.",
+            help="The rows of shared tokens. copy: the source's, bit for bit, as in the paper. "
+            "map: those of words and parts of words are made as if they were missing, since tokens "
+            "that are written alike often mean different things in two languages. auto: those on "
+            "which the two models' rows don't agree. Symbols, numbers, bytes and special tokens "
+            "are always copied.",
         ),
         _option(
             "--dry-run",
@@ -248,9 +248,9 @@ def cli() -> None:
     "--pieces",
     type=click.Choice(["mean", "ends", "first"]),
     help="How a row is made from those of several source tokens. mean: their mean (the default). "
-    "ends: the last one's in input embeddings, the first one's in output heads (as transplant-vocab "
-    "does). first: their mean, but in output heads half as much of each after the first (the default "
-    "of --method subword).",
+    "ends: the last one's in input embeddings, the first one's in output heads (as "
+    "transplant-vocab does). first: their mean, but in output heads half as much of each after the "
+    "first (the default of --method subword).",
 )
 @_option(
     "--pad-to-multiple-of",
@@ -288,9 +288,10 @@ def convert(
     """Write to OUTPUT the model SOURCE with the vocabulary of HELPER.
 
     SOURCE is the checkpoint whose weights are kept; HELPER is a (small) one in the target language,
-    with the tokenizer that OUTPUT gets; subword, mean and random need the tokenizer only. All three are directories in Hugging Face layout. SOURCE
-    and HELPER can also be models on the Hugging Face Hub, ORG/NAME or ORG/NAME@REVISION: of these,
-    the files that are needed are fetched into the Hub's cache, also for a dry run.
+    with the tokenizer that OUTPUT gets (subword, mean and random need no more of it). All three are
+    directories in Hugging Face layout. SOURCE and HELPER can also be models on the Hugging Face
+    Hub, ORG/NAME or ORG/NAME@REVISION: of these, the files that are needed are fetched into the
+    Hub's cache, also for a dry run.
     """
     from clpstream.conversion import convert as run
 
