@@ -40,7 +40,7 @@ from clpstream.output.config import Retarget
 from clpstream.output.files import json_bytes
 from clpstream.output.shards import NewTensor, TargetShard, index_of, plan_shards
 from clpstream.output.side_files import side_files
-from clpstream.transfer import METHODS, Method, Subword
+from clpstream.transfer import METHODS, Clp, Method, Subword
 from clpstream.vocabulary import Match, Vocabulary, read_vocabulary, tokenizer_class
 
 Shared = Literal["auto", "copy", "map"]
@@ -68,7 +68,8 @@ class Plan:
     """Two opened checkpoints, and everything that follows from them for the target.
 
     new: the vocabulary tensors by name. helper: None if its rows don't matter, and then so is
-    embeddings, its input embeddings. head: its output head, where it and the source have their own.
+    embeddings, its input embeddings; or its output head, if it has one of its own where the source
+    has one table for both. head: its output head, where it and the source have their own.
     words: ids of the source's most frequent words, the most frequent first.
     spare: source ids that no token has. base_rows: rows of the source's vocabulary tensors, but
     for those that a model keeps behind the vocabulary (for images, for a prompt).
@@ -169,14 +170,16 @@ def make_plan(
     tensors = find_vocabulary_tensors(big, vocab_tensors, pass_through)
     # of the helper only these two are read, so no sweep over its other tensors
     embeddings = None if small is None else input_embeddings(small)
+    old, known = read_vocabulary(big.directory), read_vocabulary(helper)
     tied = is_tied(tensors)
     head = None
-    if small is not None and embeddings is not None and not tied:
+    if small is not None and embeddings is not None:
         head = own_head(small, embeddings)
-    old, known = read_vocabulary(big.directory), read_vocabulary(helper)
-    new = known if tokenizer is None else read_vocabulary(tokenizer)
-    if embeddings is not None:
         check_helper(embeddings, known)
+    if tied and head is not None:
+        # one table is head and input: what it says as a head counts more. The paper has the input
+        embeddings, head = embeddings if isinstance(rule, Clp) else head, None
+    new = known if tokenizer is None else read_vocabulary(tokenizer)
     source_rows = min(tensor.rows for tensor in tensors)
     check_source(tensors, old)
     origins = find_origins(

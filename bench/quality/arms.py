@@ -35,33 +35,39 @@ class RefusedError(Exception):
     """This version of clpstream can't make the arm; the message says why."""
 
 
-EXACT = {"match": "exact"}
+PAPER = {"shared": "copy", "match": "exact"}
+COPY = {"shared": "copy"}
 MAP = {"shared": "map"}
 AUTO = {"shared": "auto"}
 
 ARMS = {
-    "clp exact": Arm("clp", convert=EXACT),  # the paper's
-    "clp": Arm("clp"),
-    "clp clip-negative": Arm("clp", {"clip_negative": True}),
-    "knn softmax": Arm("knn", {"weights": "softmax"}),
-    "knn sparsemax": Arm("knn", {"weights": "sparsemax"}),
-    "knn not centred": Arm("knn", {"center": False}),
-    "omp k=8": Arm("omp", {"atoms": 8}),
-    "omp k=64": Arm("omp", {"atoms": 64}),
-    "ridge": Arm("ridge"),
+    "clp exact": Arm("clp", convert=PAPER),
+    "clp": Arm("clp", convert=COPY),
+    "clp clip-negative": Arm("clp", {"clip_negative": True}, COPY),
+    "knn softmax": Arm("knn", {"weights": "softmax"}, COPY),
+    "knn sparsemax": Arm("knn", {"weights": "sparsemax"}, COPY),
+    "knn not centred": Arm("knn", {"center": False}, COPY),
+    "knn auto": Arm("knn", convert=AUTO),
+    "omp k=8": Arm("omp", {"atoms": 8}, COPY),
+    "omp k=64": Arm("omp", {"atoms": 64}, COPY),
+    "ridge": Arm("ridge", convert=COPY),
     "ridge map": Arm("ridge", convert=MAP),
-    "procrustes": Arm("procrustes"),
+    "procrustes": Arm("procrustes", convert=COPY),
     "procrustes map": Arm("procrustes", convert=MAP),
     "procrustes auto": Arm("procrustes", convert=AUTO),
-    "mean": Arm("mean"),
-    "subword": Arm("subword"),
-    "random": Arm("random"),
-    "all rows random": Arm("knn", control="random rows"),
-    "from scratch": Arm("knn", control="fresh model"),
-    "knn softmax, fresh body": Arm("knn", {"weights": "softmax"}, control="fresh body"),
-    "knn softmax, rotated": Arm("knn", {"weights": "softmax"}, control="random rotation"),
-    "procrustes map, fresh body": Arm("procrustes", convert=MAP, control="fresh body"),
-    "procrustes map, rotated": Arm("procrustes", convert=MAP, control="random rotation"),
+    "align copy": Arm("align", convert=COPY),
+    "align map": Arm("align", convert=MAP),
+    "align auto": Arm("align", convert=AUTO),
+    "align rotation": Arm("align", {"soften": 0.0}, AUTO),
+    "align soften=0.5": Arm("align", {"soften": 0.5}, AUTO),
+    "align no rounds": Arm("align", {"rounds": 0}, AUTO),
+    "mean": Arm("mean", convert=COPY),
+    "subword": Arm("subword", convert=COPY),
+    "random": Arm("random", convert=COPY),
+    "all rows random": Arm("knn", convert=COPY, control="random rows"),
+    "from scratch": Arm("knn", convert=COPY, control="fresh model"),
+    "align auto, fresh body": Arm("align", convert=AUTO, control="fresh body"),
+    "align auto, rotated": Arm("align", convert=AUTO, control="random rotation"),
 }
 """Every arm by its name on the command line and in the results."""
 
