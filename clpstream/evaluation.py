@@ -106,7 +106,8 @@ def evaluate(
     tokens and of some others, 4,000 in all at most.
 
     source, helper: directories or ids on the Hub, as for `convert`; of both, only the shard with
-    the input embeddings is fetched, unless vocab_tensors are given. methods: names or objects; all that there are if none is given.
+    the input embeddings is fetched, unless vocab_tensors are given.
+    methods: names or objects; all that there are if none is given.
     match, vocab_tensors: as for `convert`. seed: of the choice of tokens.
 
     Raises a ClpstreamError that says what is wrong: TransferError for arguments out of range, too
