@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from clpstream.transfer import Procrustes as Procrustes
     from clpstream.transfer import Random as Random
     from clpstream.transfer import Ridge as Ridge
+    from clpstream.transfer import Subword as Subword
     from clpstream.vocabulary import Overlap as Overlap
     from clpstream.vocabulary import Vocabulary as Vocabulary
     from clpstream.vocabulary import match as match
@@ -73,7 +74,7 @@ _HOMES = {
     "output.report": "Report",
     "progress": "Progress",
     "scoring": "Difference Score read_documents sample_documents score score_difference",
-    "transfer": "Align Clp Knn Mean Omp Procrustes Random Ridge",
+    "transfer": "Align Clp Knn Mean Omp Procrustes Random Ridge Subword",
     "vocabulary": "Overlap Vocabulary match read_vocabulary",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -10,6 +10,7 @@ from clpstream.errors import CheckpointError
 from clpstream.inputs import read_json_if_there
 from clpstream.origins import NO_ROW, Origins
 from clpstream.output.shards import NewTensor
+from clpstream.transfer import Method
 from clpstream.vocabulary import Vocabulary
 
 _OWN_TOKENIZER = ("qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "siglip2")
@@ -97,11 +98,15 @@ def absent_roles(vocabulary: Vocabulary) -> list[str]:
 
 
 def origin_warnings(
-    origins: Origins, target: Vocabulary, helper: Vocabulary, embeddings: VocabularyTensor
+    origins: Origins,
+    target: Vocabulary,
+    helper: Vocabulary,
+    embeddings: VocabularyTensor | None,
 ) -> list[str]:
     """Tokens whose rows don't come from the helper."""
     warnings = []
-    behind = [t for t in range(embeddings.rows, helper.size) if helper.pieces[t] is not None]
+    rows = helper.size if embeddings is None else embeddings.rows
+    behind = [t for t in range(rows, helper.size) if helper.pieces[t] is not None]
     if behind:
         warnings.append(
             f"{helper.path}: tokens without a row in the helper are made as those that it lacks: "
@@ -114,6 +119,24 @@ def origin_warnings(
             "rows"
         )
     return warnings
+
+
+def method_warnings(
+    origins: Origins,
+    method: Method,
+    embeddings: VocabularyTensor | None,
+    new: Mapping[str, NewTensor],
+) -> list[str]:
+    """Whether the shared tokens are too few for the method."""
+    widest = max(made.tensor.width for made in new.values())
+    fewest = method.fewest(embeddings.width if embeddings else 0, widest)
+    count = len(origins.anchors)
+    if count >= fewest:
+        return []
+    return [
+        f"too few anchors: {count:,} shared tokens, of which {method.name} wants {fewest:,} or "
+        "more with these models; try another helper, or --method knn"
+    ]
 
 
 def named_tokens(vocabulary: Vocabulary, tokens: list[int]) -> str:

@@ -86,16 +86,19 @@ def _conversion_options(command: Command) -> Command:
     options = [
         _option(
             "--method",
-            type=click.Choice(["knn", "clp", "omp", "ridge", "mean", "random"]),
-            default="knn",
+            type=click.Choice(
+                ["align", "procrustes", "ridge", "knn", "omp", "clp", "subword", "mean", "random"]
+            ),
+            default="align",
             show_default=True,
-            help="How a missing token's row is made from those of shared tokens, by cosine in the "
-            "helper's embeddings (CLP-Transfer, Ostendorff & Rehm 2023, arXiv 2301.09626). "
-            "knn: the nearest ones, with the weights of WECHSEL or FOCUS. clp: all of them, as "
-            "published; rows whose denominator is near zero or negative are guarded and counted. "
-            "omp: the few that together come closest, by least squares (Goddard & Fernandes Neto "
-            "2025, arXiv 2506.06607). ridge: by a linear map that is fitted to them. mean, random: "
-            "rows that know nothing of the helper, to compare with.",
+            help="How the row of a missing token is made. By a linear map from the helper's "
+            "embeddings to the source's, fitted on shared tokens: align (a softened rotation, "
+            "fitted on pairs of words that it finds itself), procrustes (a rotation; Schönemann "
+            "1966), ridge (a regression). As a sum of shared tokens' rows: knn (the nearest ones "
+            "by cosine), omp (those that together come closest; arXiv 2506.06607), clp (all of "
+            "them, by cosine; CLP-Transfer, Ostendorff & Rehm 2023, arXiv 2301.09626). Without the "
+            "helper's weights: subword (the mean of the source tokens that it splits into; arXiv "
+            "2402.09977), mean, random (to compare with).",
         ),
         _option(
             "--neighbors",
@@ -128,8 +131,52 @@ def _conversion_options(command: Command) -> Command:
             "--center/--no-center",
             default=True,
             show_default=True,
-            help="knn: subtract the shared tokens' mean from the helper's rows before the cosine "
-            "(the first step of Mu & Viswanath 2018, arXiv 1702.01417).",
+            help="knn, omp: subtract the shared tokens' mean from the helper's rows before the "
+            "cosine (the first step of Mu & Viswanath 2018, arXiv 1702.01417).",
+        ),
+        _option(
+            "--clip-negative",
+            is_flag=True,
+            help="clp: negative cosines count as 0.",
+        ),
+        _option(
+            "--atoms",
+            type=click.IntRange(min=1),
+            metavar="K",
+            help="omp: of how many shared tokens a row is made at most (64, as in mergekit).",
+        ),
+        _option(
+            "--penalty",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="P",
+            help="ridge: the penalty, in units of the mean eigenvalue; by default it is found by "
+            "generalised cross-validation.",
+        ),
+        _option(
+            "--trim",
+            type=click.FloatRange(min=0, max=1, max_open=True),
+            metavar="PART",
+            help="procrustes: the part of the shared tokens that is left out in each round, those "
+            "that agree least (0.15).",
+        ),
+        _option(
+            "--rounds",
+            type=click.IntRange(min=0),
+            metavar="N",
+            help="procrustes: how often that is done (2). align: how often new pairs of words are "
+            "looked for (3).",
+        ),
+        _option(
+            "--soften",
+            type=click.FloatRange(min=0, max=1),
+            metavar="PART",
+            help="align: the part of the regression in the map; 0 is a rotation (0.3).",
+        ),
+        _option(
+            "--seed",
+            type=click.IntRange(min=0),
+            metavar="N",
+            help="random: another seed gives other rows (0).",
         ),
         _option(
             "--match",
@@ -143,10 +190,14 @@ def _conversion_options(command: Command) -> Command:
         ),
         _option(
             "--shared",
-            type=click.Choice(["copy"]),
-            default="copy",
+            type=click.Choice(["auto", "copy", "map"]),
+            default="auto",
             show_default=True,
-            help="The rows of shared tokens: copied from the source, bit for bit.",
+            help="The rows of shared tokens. copy: the source's, bit for bit, as in the paper. "
+            "map: those of words and parts of words are made as if they were missing, since tokens "
+            "that are written alike often mean different things in two languages. auto: those on "
+            "which the two models' rows don't agree. Symbols, numbers, bytes and special tokens "
+            "are always copied.",
         ),
         _option(
             "--dry-run",
@@ -195,11 +246,11 @@ def cli() -> None:
 )
 @_option(
     "--pieces",
-    type=click.Choice(["mean", "ends"]),
-    default="mean",
-    show_default=True,
-    help="How a row is made from those of several source tokens. mean: their mean. ends: the last "
-    "one's in input embeddings, the first one's in output heads (as transplant-vocab does).",
+    type=click.Choice(["mean", "ends", "first"]),
+    help="How a row is made from those of several source tokens. mean: their mean (the default). "
+    "ends: the last one's in input embeddings, the first one's in output heads (as "
+    "transplant-vocab does). first: their mean, but in output heads half as much of each after the "
+    "first (the default of --method subword).",
 )
 @_option(
     "--pad-to-multiple-of",
@@ -237,9 +288,10 @@ def convert(
     """Write to OUTPUT the model SOURCE with the vocabulary of HELPER.
 
     SOURCE is the checkpoint whose weights are kept; HELPER is a (small) one in the target language,
-    with the tokenizer that OUTPUT gets. All three are directories in Hugging Face layout. SOURCE
-    and HELPER can also be models on the Hugging Face Hub, ORG/NAME or ORG/NAME@REVISION: of these,
-    the files that are needed are fetched into the Hub's cache, also for a dry run.
+    with the tokenizer that OUTPUT gets (subword, mean and random need no more of it). All three are
+    directories in Hugging Face layout. SOURCE and HELPER can also be models on the Hugging Face
+    Hub, ORG/NAME or ORG/NAME@REVISION: of these, the files that are needed are fetched into the
+    Hub's cache, also for a dry run.
     """
     from clpstream.conversion import convert as run
 
@@ -487,21 +539,38 @@ def _map_tokens(pairs: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
+_OPTIONS_OF = {
+    "neighbors": ("knn",),
+    "weights": ("knn",),
+    "temperature": ("knn",),
+    "center": ("knn", "omp"),
+    "clip_negative": ("clp",),
+    "atoms": ("omp",),
+    "penalty": ("ridge",),
+    "trim": ("procrustes",),
+    "rounds": ("align", "procrustes"),
+    "soften": ("align",),
+    "seed": ("random",),
+}
+"""The methods' parameters, and which methods have them. None is the method's own default."""
+
+
 def _method(context: click.Context, options: dict[str, Any]) -> Method:
     from clpstream.transfer import METHODS
 
-    def refuse(names: tuple[str, ...], of: str) -> None:
-        for name in names:
-            if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-                raise TransferError(f"--{name} is an option of {of}; leave it out")
+    def refuse(name: str, of: str) -> None:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise TransferError(f"--{name.replace('_', '-')} is an option of {of}; leave it out")
 
-    knn = ("neighbors", "weights", "temperature", "center")
-    if options["method"] != "knn":
-        refuse(knn, "--method knn")
-        return METHODS[options["method"]]()
-    if options["weights"] != "softmax":
-        refuse(("temperature",), "--weights softmax")
-    return METHODS["knn"](**{name: options[name] for name in knn})
+    method, own = options["method"], {}
+    for name, methods in _OPTIONS_OF.items():
+        if method not in methods:
+            refuse(name, f"--method {' and '.join(methods)}")
+        elif options[name] is not None:
+            own[name] = options[name]
+    if method == "knn" and options["weights"] != "softmax":
+        refuse("temperature", "--weights softmax")
+    return METHODS[method](**own)
 
 
 def _progress(quiet: bool) -> Progress:

@@ -15,20 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from clpstream.errors import NotFiniteError, OutputError
+from clpstream.findings import guard_warnings, row_warnings
 from clpstream.hub import cache_entry, local_directory
-from clpstream.new_rows import new_rows
+from clpstream.new_rows import Outliers, new_rows
 from clpstream.output.files import json_bytes, write_file
 from clpstream.output.report import REPORT_FILE, Report, peak_memory
 from clpstream.output.shards import write_shard
 from clpstream.output.staging import check_place, check_space, free_bytes, staged
 from clpstream.output.verify import verify
-from clpstream.plan import Pieces, Plan, Shared, make_plan
-from clpstream.progress import Progress, Update
+from clpstream.plan import Pieces, Plan, Shared, make_plan, reads_helper
+from clpstream.progress import Progress
 from clpstream.reporting import make_report
-from clpstream.transfer import Method, Prepared, Rows, Selected
+from clpstream.sharing import prepare, settle
+from clpstream.transfer import Method
 from clpstream.vocabulary import Match
 
 
@@ -71,11 +72,11 @@ def convert(
     output: str | Path,
     *,
     tokenizer: str | Path | None = None,
-    method: str | Method = "knn",
+    method: str | Method = "align",
     match: Match = "bytes",
-    shared: Shared = "copy",
+    shared: Shared = "auto",
     map_tokens: Mapping[str, str] | None = None,
-    pieces: Pieces = "mean",
+    pieces: Pieces | None = None,
     pad_to_multiple_of: int = 1,
     vocab_tensors: Collection[str] = (),
     pass_through: Collection[str] = (),
@@ -91,12 +92,15 @@ def convert(
     only once it is whole.
     tokenizer: directory or id of the target's tokenizer, where it is not the helper's. Its tokens
     that neither source nor helper has are made from the source tokens that they split into.
-    method: "knn", "clp", or an object such as Knn(neighbors=5).
+    method: a name of `clpstream.transfer.METHODS`, or an object such as Knn(neighbors=5).
     match: how tokens are matched, see `clpstream.match`.
-    shared: "copy" keeps the source rows of tokens that both vocabularies have, bit for bit.
+    shared: what becomes of tokens that both vocabularies have. "copy" keeps their source rows, bit
+    for bit; "map" makes the rows of words and parts of words as if they were missing; "auto" those
+    of which the models' rows don't agree. Symbols, numbers, bytes and special tokens are copied.
     map_tokens: target token -> the source token whose row it gets, or text that the source splits.
-    pieces: how a row is made from those of several source tokens: "mean"; or "ends", the last for
-    input embeddings and the first for output heads.
+    pieces: how a row is made from those of several source tokens: "mean" (the default); "ends", the
+    last for input embeddings and the first for output heads; or "first" (the default of "subword"),
+    the mean, but for output heads half as much of each after the first.
     pad_to_multiple_of: the number of rows is rounded up to a multiple of this.
     vocab_tensors, pass_through: names of source tensors that clpstream can't tell by itself.
     dry_run: find out what would happen, and write nothing (but to the Hub's cache).
@@ -109,7 +113,7 @@ def convert(
     check_place(output, [], overwrite)  # before anything is fetched
     plan = make_plan(
         local_directory(source, "source", progress),
-        local_directory(helper, "helper", progress),
+        local_directory(helper, "helper" if reads_helper(method) else "tokenizer", progress),
         tokenizer=None if tokenizer is None else local_directory(tokenizer, "tokenizer", progress),
         method=method,
         match_by=match,
@@ -149,13 +153,22 @@ def convert(
 def _write(plan: Plan, stage: Path, progress: Progress) -> Report:
     # numpy's warnings would say less than the error for a row that is not finite
     with _naming_tokens(plan), np.errstate(all="ignore"):
-        prepared = _prepare(plan, progress)
+        settled = settle(plan, progress)
+        prepared = prepare(settled, progress)
+        outliers: Outliers = {}
         with progress.task("writing", plan.shard_bytes, "B") as update:
             for shard in plan.shards:
                 write_shard(
-                    stage / shard.name, shard, lambda part: new_rows(plan, prepared, part), update
+                    stage / shard.name,
+                    shard,
+                    lambda part: new_rows(settled, prepared, part, outliers),
+                    update,
                 )
-    report = make_report(plan, prepared)
+        findings = [
+            *guard_warnings(settled, prepared["input"].guarded),
+            *row_warnings(settled, outliers),
+        ]
+        report = make_report(settled, prepared, findings)
     for name, content in plan.written.items():
         write_file(stage / name, json_bytes(content))
     for name, path in plan.copied_files.items():
@@ -165,37 +178,14 @@ def _write(plan: Plan, stage: Path, progress: Progress) -> Report:
     return report
 
 
-def _prepare(plan: Plan, progress: Progress) -> Prepared:
-    helper, origins = plan.embeddings.plane(0), plan.origins
-    wanted = Selected(helper, origins.helper_rows)
-    with progress.task(f"{plan.method.name}: missing tokens", wanted.shape[0], "tokens") as update:
-        return plan.method.prepare(Selected(helper, origins.anchor_rows), _Counted(wanted, update))
-
-
-class _Counted:
-    """Rows that report how many of them were read: the progress of a method's preparation."""
-
-    def __init__(self, rows: Rows, update: Update) -> None:
-        self._rows = rows
-        self._update = update
-        self.shape = rows.shape
-        self._left = rows.shape[0]
-
-    def __getitem__(self, index: Any) -> npt.NDArray[np.float32]:
-        found = self._rows[index]
-        more = min(len(found), self._left)  # some rows are read twice
-        self._left -= more
-        self._update(more)
-        return found
-
-
 @contextlib.contextmanager
 def _naming_tokens(plan: Plan) -> Iterator[None]:
     """Errors of rows know the row; say whose token it is."""
     try:
         yield
     except NotFiniteError as error:
-        from_helper = error.where == str(plan.embeddings.span)
+        helper = [table for table in (plan.embeddings, plan.head) if table is not None]
+        from_helper = error.where in [str(table.span) for table in helper]
         vocabulary = plan.helper_vocabulary if from_helper else plan.source_vocabulary
         if error.row >= vocabulary.size:  # a row behind the vocabulary
             raise

@@ -20,7 +20,7 @@ from clpstream.checkpoint import (
     Checkpoint,
     Shard,
     TensorSpan,
-    input_embeddings_names,
+    helper_tables_names,
     open_checkpoint,
     shard_names,
 )
@@ -41,7 +41,7 @@ _SMALL_FILES: dict[Part, tuple[str, ...]] = {
     "helper": ("config.json", *TOKENIZER_FILES),
     "tokenizer": ("config.json", *TOKENIZER_FILES),
 }
-"""What is fetched besides the shards: of a helper, only the one with its input embeddings."""
+"""What is fetched besides the shards: of a helper those with its input embeddings and head only."""
 
 _ID = re.compile(
     r"(?!.*\.\.)(?P<name>[A-Za-z0-9][\w.-]*(/[\w.-]+)?)(@(?P<revision>\S+))?", re.ASCII
@@ -208,7 +208,7 @@ def _weights(snapshot: _Snapshot, part: Part) -> list[str]:
             return [single]
         if index in snapshot.names:
             _download(snapshot, [index], Progress())
-            only = input_embeddings_names if part == "helper" else None
+            only = helper_tables_names if part == "helper" else None
             where = snapshot.directory / index
             return [index, *shard_names(where, read_json(where), only)]
     return []

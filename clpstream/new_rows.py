@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,34 +13,93 @@ from clpstream.origins import NO_ROW
 from clpstream.output.shards import NewTensor
 from clpstream.output.target_rows import target_rows
 from clpstream.plan import Plan
-from clpstream.transfer import Prepared, Selected, gathered, mean
+from clpstream.transfer import Prepared, Rows, Selected, blocks, gathered, mean
 
+Outliers = dict[str, dict[int, float]]
+"""By tensor: target tokens whose made row is longer than any anchor's, and by which factor."""
+Side = Literal["input", "head"]
+_HEADS = ("output head", "head bias")
 _NEAREST_AT_ONCE = 64
 """Tokens whose heaviest anchors are looked for together: a method may go through all anchors."""
 
 
-def new_rows(plan: Plan, prepared: Prepared, new: NewTensor) -> Iterator[npt.NDArray[Any]]:
-    """The bytes of a vocabulary tensor of the target, in blocks of rows: see `target_rows`."""
-    make = _combined_rows if new.tensor.span.dtype in FLOATS else _copied_rows
+def new_rows(
+    plan: Plan, prepared: Mapping[Side, Prepared], new: NewTensor, outliers: Outliers
+) -> Iterator[npt.NDArray[Any]]:
+    """The bytes of a vocabulary tensor of the target, in blocks of rows: see `target_rows`.
+
+    Made rows that are longer than any anchor's are added to `outliers`.
+    """
+    side = side_of(prepared, new)
     for plane in range(new.tensor.planes):
-        yield from make(plan, prepared, new, new.tensor.plane(plane))
+        source = new.tensor.plane(plane)
+        if new.tensor.span.dtype in FLOATS:
+            found = outliers.setdefault(new.tensor.name, {})
+            yield from _combined_rows(plan, prepared[side], new, source, found)
+        else:
+            yield from _copied_rows(plan, prepared[side], new, source)
+
+
+def side_of(prepared: Mapping[Side, Prepared], new: NewTensor) -> Side:
+    """Which of the helper's tables a tensor's rows follow: an output head the helper's, if it has
+    its own."""
+    return "head" if new.tensor.role in _HEADS and "head" in prepared else "input"
 
 
 def _combined_rows(
-    plan: Plan, prepared: Prepared, new: NewTensor, source: TensorRows
+    plan: Plan, prepared: Prepared, new: NewTensor, source: TensorRows, outliers: dict[int, float]
 ) -> Iterator[npt.NDArray[Any]]:
     """The rows of one plane of a tensor."""
     origins = plan.origins
     anchors = Selected(source, origins.anchors)
     copied = _with_idle_rows(plan, new, source)
-    made = [(origins.combined, prepared.rows(anchors))]
+    rows = prepared.rows(anchors, Selected(source, plan.words))
+    made: list[tuple[npt.NDArray[np.int64], Rows]] = [
+        (origins.combined, _Watched(rows, origins.combined, _longest(anchors), outliers))
+    ]
     if origins.pieces:
         groups = [_pieces(plan, new, group) for group in origins.pieces.values()]
-        weights = [[1 / len(group)] * len(group) for group in groups]
+        weights = [_weights(plan, new, len(group)) for group in groups]
         made.append((np.array(list(origins.pieces)), gathered(groups, weights, source)))
     rest = len(copied) > (copied >= 0).sum() + sum(len(tokens) for tokens, _ in made)
     filler = mean(anchors) if rest else np.zeros(source.shape[1])
     return target_rows(source, copied, made, filler.astype(np.float32))
+
+
+class _Watched:
+    """Rows of tokens that note which of them are longer than `longest`, and by which factor."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        tokens: npt.NDArray[np.int64],
+        longest: float,
+        found: dict[int, float],
+    ) -> None:
+        self._rows = rows
+        self._tokens = tokens
+        self._longest = longest
+        self._found = found
+        self.shape = rows.shape
+
+    def __getitem__(self, index: slice) -> npt.NDArray[np.float32]:
+        rows = self._rows[index]
+        lengths = _lengths(rows)
+        tokens = self._tokens[index]
+        for place in np.flatnonzero(lengths > self._longest):
+            token, factor = int(tokens[place]), float(lengths[place] / self._longest)
+            self._found[token] = max(self._found.get(token, 0.0), factor)
+        return rows
+
+
+def _longest(anchors: Rows) -> float:
+    """The length of the longest row."""
+    return max((float(_lengths(anchors[block]).max()) for block in blocks(anchors)), default=0.0)
+
+
+def _lengths(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    lengths: npt.NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+    return lengths
 
 
 def _copied_rows(
@@ -76,6 +135,14 @@ def _pieces(plan: Plan, new: NewTensor, pieces: tuple[int, ...]) -> tuple[int, .
     A model reads the last piece of a word where it knows the whole, and begins to write the word
     with its first.
     """
-    if plan.pieces == "mean":
+    if plan.pieces != "ends":
         return pieces
-    return pieces[:1] if new.tensor.role in ("output head", "head bias") else pieces[-1:]
+    return pieces[:1] if new.tensor.role in _HEADS else pieces[-1:]
+
+
+def _weights(plan: Plan, new: NewTensor, count: int) -> list[float]:
+    """Of a token's pieces: equal, or in output heads half as much for each after the first."""
+    if plan.pieces == "first" and new.tensor.role in _HEADS:
+        whole = 1 - 0.5**count
+        return [0.5 ** (place + 1) / whole for place in range(count)]
+    return [1 / count] * count

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from math import ceil
 
 import numpy as np
 import numpy.typing as npt
 
 from clpstream.errors import VocabularyError
-from clpstream.vocabulary import MISSING, Match, Splitter, Vocabulary, match
+from clpstream.transfer import NO_ANCHOR
+from clpstream.vocabulary import MISSING, Match, Overlap, Splitter, Vocabulary, match
 
 Ids = npt.NDArray[np.int64]
 NO_ROW = -1
@@ -21,22 +22,28 @@ class Origins:
     """The target's rows by token id; every id is in one of these.
 
     copied: (rows,) the source row that is copied bit for bit, or NO_ROW.
-    combined, helper_rows: tokens whose rows the method makes, and their rows in the helper.
+    combined, helper_rows: tokens whose rows the method makes, and their rows in the helper. own: of
+    each the anchor that is the same token, or NO_ANCHOR: a shared token that is not copied.
     pieces: tokens whose rows are made from those of several source tokens.
     unknown: tokens that nothing is known about: the anchors' mean row.
     idle: ids that no token has, gaps and padding: like the source's own.
     anchors, anchor_rows: rows in the source, and in the helper, of the tokens that both have.
-    rules: how many tokens are copied, by the rule that found their source row.
+    words, words_own: shared tokens that may mean something else in each model, since they are words
+    or parts of words (symbols, numbers, bytes and special tokens don't), and their anchors.
+    rules: how many tokens are shared, by the rule that found their source row.
     """
 
     copied: Ids
     combined: Ids
     helper_rows: Ids
+    own: Ids
     pieces: Mapping[int, tuple[int, ...]]
     unknown: Ids
     idle: Ids
     anchors: Ids
     anchor_rows: Ids
+    words: Ids
+    words_own: Ids
     rules: Mapping[str, int]
 
     @property
@@ -49,6 +56,27 @@ class Origins:
         """Tokens whose rows are copied."""
         return np.flatnonzero(self.copied != NO_ROW)
 
+    @property
+    def remade(self) -> Ids:
+        """Shared tokens whose rows the method makes."""
+        remade: Ids = self.combined[self.own != NO_ANCHOR]
+        return remade
+
+    def remaking(self, chosen: npt.NDArray[np.bool_]) -> Origins:
+        """The same, but for those of the words (n_words,) whose rows the method is to make."""
+        tokens, own = self.words[chosen], self.words_own[chosen]
+        copied = self.copied.copy()
+        copied[tokens] = NO_ROW
+        combined = np.concatenate([self.combined, tokens])
+        order = np.argsort(combined)
+        return replace(
+            self,
+            copied=copied,
+            combined=combined[order],
+            helper_rows=np.concatenate([self.helper_rows, self.anchor_rows[own]])[order],
+            own=np.concatenate([self.own, own])[order],
+        )
+
 
 def find_origins(
     source: Vocabulary,
@@ -60,6 +88,7 @@ def find_origins(
     rule: Match = "bytes",
     mapped: Mapping[str, str] | None = None,
     multiple_of: int = 1,
+    splitting: bool = False,
 ) -> Origins:
     """Find the origin of every row.
 
@@ -69,6 +98,8 @@ def find_origins(
 
     source_rows, helper_rows: rows of the embeddings; ids from there on have none.
     multiple_of: what the number of rows is rounded up to.
+    splitting: tokens that the source lacks are made from the source tokens that they split into,
+    even if the helper has them.
     Raises VocabularyError if source and helper share no token, or a mapped token is not there.
     """
     split = Splitter(source, source_rows)
@@ -88,15 +119,17 @@ def find_origins(
     )
     helper_of = np.where(helper_of < helper_rows, helper_of, MISSING)
     missing = [token for token in shared.missing.tolist() if token not in pieces]
-    combined = [token for token in missing if helper_of[token] >= 0]
-    unknown = []
+    combined, unknown = [], []
     for token in missing:
-        if helper_of[token] < 0:
-            found = split(_text(target, token))
-            if found is None:
-                unknown.append(token)
-            else:
-                pieces[token] = tuple(found)
+        known = helper_of[token] >= 0
+        found = split(_text(target, token)) if splitting or not known else None
+        if found is not None:
+            pieces[token] = tuple(found)
+        elif known:
+            combined.append(token)
+        else:
+            unknown.append(token)
+    words, words_own = _words(target, helper_of, anchors.source_of, anchor_rows, shared, fixed)
     rows = ceil(target.size / multiple_of) * multiple_of
     copied = np.full(rows, NO_ROW)
     copied[shared.shared] = shared.source_of[shared.shared]
@@ -104,13 +137,38 @@ def find_origins(
         copied=copied,
         combined=np.array(combined, np.int64),
         helper_rows=helper_of[combined],
+        own=np.full(len(combined), NO_ANCHOR),
         pieces=dict(sorted(pieces.items())),
         unknown=np.array(unknown, np.int64),
         idle=np.concatenate([shared.unused, np.arange(target.size, rows)]),
         anchors=anchors.source_of[anchor_rows],
         anchor_rows=anchor_rows,
+        words=words,
+        words_own=words_own,
         rules=shared.rules,
     )
+
+
+def _words(
+    target: Vocabulary,
+    helper_of: Ids,
+    source_of: Ids,
+    anchor_rows: Ids,
+    shared: Overlap,
+    fixed: Collection[int],
+) -> tuple[Ids, Ids]:
+    """See `Origins`: shared tokens of which both models have a row of the same source token."""
+    place = {row: index for index, row in enumerate(anchor_rows.tolist())}
+    found = [
+        (token, place[row])
+        for token in shared.shared.tolist()
+        if (row := int(helper_of[token])) in place
+        and source_of[row] == shared.source_of[token]
+        and token not in fixed
+        and target.is_word(token)
+    ]
+    words = np.array(found, np.int64).reshape(-1, 2)
+    return words[:, 0], words[:, 1]
 
 
 def _strict(rule: Match) -> Match:

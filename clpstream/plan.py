@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,16 +17,18 @@ from clpstream.checkpoint import (
     Checkpoint,
     VocabularyTensor,
     find_vocabulary_tensors,
+    helper_tables_names,
     input_embeddings,
-    input_embeddings_names,
     is_tied,
     open_checkpoint,
+    own_head,
     vocabulary_size,
 )
 from clpstream.checks import (
     check_configs,
     check_helper,
     check_source,
+    method_warnings,
     model_warnings,
     origin_warnings,
     vocabulary_warnings,
@@ -37,52 +40,76 @@ from clpstream.output.config import Retarget
 from clpstream.output.files import json_bytes
 from clpstream.output.shards import NewTensor, TargetShard, index_of, plan_shards
 from clpstream.output.side_files import side_files
-from clpstream.transfer import METHODS, Method
+from clpstream.transfer import METHODS, Method, Subword
 from clpstream.vocabulary import Match, Vocabulary, read_vocabulary, tokenizer_class
 
-Shared = Literal["copy"]
-Pieces = Literal["mean", "ends"]
+Shared = Literal["auto", "copy", "map"]
+Pieces = Literal["mean", "ends", "first"]
 
 _READING_BYTES = 96 << 20
 """What reading rows, a block of the target and rounding it to its dtype take."""
 _SPARE_ROWS = 1024
 _MOST_PADDING = 1 << 16
+_MOST_WORDS = 3000
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How it was decided which shared tokens keep their rows.
+
+    threshold: cosine from which a token's rows in both models agreed; None where none was asked.
+    """
+
+    threshold: float | None
 
 
 @dataclass(frozen=True)
 class Plan:
     """Two opened checkpoints, and everything that follows from them for the target.
 
-    new: the vocabulary tensors by name. embeddings: the helper's input embeddings.
+    new: the vocabulary tensors by name. helper: None if its rows don't matter, and then so is
+    embeddings, its input embeddings. head: its output head, where it and the source have their own.
+    words: ids of the source's most frequent words, the most frequent first.
     spare: source ids that no token has. base_rows: rows of the source's vocabulary tensors, but
     for those that a model keeps behind the vocabulary (for images, for a prompt).
+    sharing: None until it is decided, and where shared tokens are all copied.
     written: JSON files of the target by name. copied_files: files copied byte for byte.
     """
 
     source: Checkpoint
-    helper: Checkpoint
+    helper: Checkpoint | None
     source_vocabulary: Vocabulary
     helper_vocabulary: Vocabulary
     target_vocabulary: Vocabulary
     new: Mapping[str, NewTensor]
-    embeddings: VocabularyTensor
+    embeddings: VocabularyTensor | None
+    head: VocabularyTensor | None
     tied: bool
     origins: Origins
     spare: npt.NDArray[np.int64]
+    words: npt.NDArray[np.int64]
     base_rows: int
     method: Method
+    shared: Shared
     pieces: Pieces
     options: Mapping[str, Any]
     shards: tuple[TargetShard, ...]
     written: Mapping[str, dict[str, Any]]
     copied_files: Mapping[str, Path]
     warnings: tuple[str, ...]
+    sharing: Sharing | None = None
+
+    @property
+    def source_embeddings(self) -> VocabularyTensor:
+        """The source's input embeddings; what a user named, where nothing else is known."""
+        tensors = [new.tensor for new in self.new.values()]
+        return next((t for t in tensors if t.role == "input embeddings"), tensors[0])
 
     @property
     def inputs(self) -> list[Path]:
         """Directories that are read."""
         tokenizer = self.target_vocabulary.path.parent
-        return [self.source.directory, self.helper.directory, tokenizer]
+        return [self.source.directory, self.helper_vocabulary.path.parent, tokenizer]
 
     @property
     def shard_bytes(self) -> int:
@@ -104,7 +131,7 @@ class Plan:
         return _READING_BYTES + self.method.working_bytes(
             len(self.origins.anchors),
             len(self.origins.combined),
-            self.embeddings.width,
+            self.embeddings.width if self.embeddings else 0,
             max(new.tensor.width for new in self.new.values()),
         )
 
@@ -114,11 +141,11 @@ def make_plan(
     helper: str | Path,
     *,
     tokenizer: str | Path | None = None,
-    method: str | Method = "knn",
+    method: str | Method = "align",
     match_by: Match = "bytes",
-    shared: Shared = "copy",
+    shared: Shared = "auto",
     map_tokens: Mapping[str, str] | None = None,
-    pieces: Pieces = "mean",
+    pieces: Pieces | None = None,
     pad_to_multiple_of: int = 1,
     vocab_tensors: Collection[str] = (),
     pass_through: Collection[str] = (),
@@ -126,20 +153,30 @@ def make_plan(
     """Open both checkpoints and plan the target. Arguments and errors as for `convert`."""
     rule = _method(method)
     _check_choice("shared", shared, get_args(Shared))
+    splitting = isinstance(rule, Subword)
+    pieces = pieces or ("first" if splitting else "mean")
     _check_choice("pieces", pieces, get_args(Pieces))
+    if not rule.reads_helper and shared == "map":
+        raise TransferError(f"{rule.name} reads no helper to map shared tokens from; copy them")
     if type(pad_to_multiple_of) is not int or not 1 <= pad_to_multiple_of <= _MOST_PADDING:
         raise TransferError(
             f"pad_to_multiple_of is {pad_to_multiple_of!r}; it must be a number from 1 to "
             f"{_MOST_PADDING}"
         )
-    big, small = open_checkpoint(source), open_checkpoint(helper, only=input_embeddings_names)
+    big = open_checkpoint(source)
+    small = open_checkpoint(helper, only=helper_tables_names) if rule.reads_helper else None
     check_configs(big)
     tensors = find_vocabulary_tensors(big, vocab_tensors, pass_through)
-    # of the helper only the input embeddings are read, so no sweep over its other tensors
-    embeddings = input_embeddings(small)
-    old, known = read_vocabulary(big.directory), read_vocabulary(small.directory)
+    # of the helper only these two are read, so no sweep over its other tensors
+    embeddings = None if small is None else input_embeddings(small)
+    tied = is_tied(tensors)
+    head = None
+    if small is not None and embeddings is not None and not tied:
+        head = own_head(small, embeddings)
+    old, known = read_vocabulary(big.directory), read_vocabulary(helper)
     new = known if tokenizer is None else read_vocabulary(tokenizer)
-    check_helper(embeddings, known)
+    if embeddings is not None:
+        check_helper(embeddings, known)
     source_rows = min(tensor.rows for tensor in tensors)
     check_source(tensors, old)
     origins = find_origins(
@@ -147,13 +184,13 @@ def make_plan(
         known,
         new,
         source_rows=source_rows,
-        helper_rows=embeddings.rows,
+        helper_rows=known.size if embeddings is None else embeddings.rows,
         rule=match_by,
         mapped=map_tokens,
         multiple_of=pad_to_multiple_of,
+        splitting=splitting,
     )
-    tied = is_tied(tensors)
-    tokenizer_directory = small.directory if tokenizer is None else Path(tokenizer)
+    tokenizer_directory = Path(helper) if tokenizer is None else Path(tokenizer)
     files = side_files(big.directory, tokenizer_directory)
     for path in files.values():
         refuse_lfs_pointer(path)
@@ -168,11 +205,14 @@ def make_plan(
         target_vocabulary=new,
         new=made,
         embeddings=embeddings,
+        head=head,
         tied=tied,
         origins=origins,
         spare=_spare(old, base_rows),
+        words=_words(old, source_rows),
         base_rows=base_rows,
         method=rule,
+        shared=shared if rule.reads_helper else "copy",
         pieces=pieces,
         options={
             "method": rule.name,
@@ -191,6 +231,7 @@ def make_plan(
         warnings=(
             *vocabulary_warnings(old, new, source_rows, origins),
             *origin_warnings(origins, new, known, embeddings),
+            *method_warnings(origins, rule, embeddings, made),
             *model_warnings(big, tokenizer_directory, made, tied, base_rows),
             *notes,
         ),
@@ -216,12 +257,24 @@ def _spare(vocabulary: Vocabulary, rows: int) -> npt.NDArray[np.int64]:
     return np.array([*gaps, *range(vocabulary.size, rows)][:_SPARE_ROWS], np.int64)
 
 
+def _words(vocabulary: Vocabulary, rows: int) -> npt.NDArray[np.int64]:
+    """Words with a row. Trainers give the low ids to frequent tokens."""
+    ids = range(min(vocabulary.size, rows))
+    words = (token for token in ids if vocabulary.is_word(token))
+    return np.fromiter(islice(words, _MOST_WORDS), np.int64)
+
+
 def _method(method: str | Method) -> Method:
     if not isinstance(method, str):
         return method
     if method not in METHODS:
         raise TransferError(f"method is {method!r}; it can be {', '.join(METHODS)}")
     return METHODS[method]()
+
+
+def reads_helper(method: str | Method) -> bool:
+    """Whether a method, or the one of that name, needs the helper's weights."""
+    return _method(method).reads_helper
 
 
 def _json_files(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from clpstream.checkpoint import Checkpoint, fingerprint
-from clpstream.checks import named_tokens
 from clpstream.hub import cache_entry, model_name
+from clpstream.new_rows import Side
 from clpstream.origins import NO_ROW
 from clpstream.output.report import (
     Anchor,
@@ -21,33 +21,43 @@ from clpstream.output.report import (
     PassThrough,
     Report,
     RewrittenTensor,
+    Sharing,
     SpecialToken,
     TargetTokenizer,
     versions,
 )
 from clpstream.output.side_files import left_behind
 from clpstream.plan import Plan
-from clpstream.transfer import Prepared
+from clpstream.transfer import NO_ANCHOR, Prepared
 from clpstream.vocabulary import Vocabulary
 
 _EXAMPLES, _ANCHORS_SHOWN = 12, 4
+_TOKENS_SHOWN = 50
 
 
-def make_report(plan: Plan, prepared: Prepared | None = None) -> Report:
-    """What clpstream.json holds; without `prepared`, what a dry run can know of it."""
-    guarded = {} if prepared is None else prepared.guarded
+def make_report(
+    plan: Plan,
+    prepared: Mapping[Side, Prepared] | None = None,
+    findings: Sequence[str] = (),
+) -> Report:
+    """What clpstream.json holds; without `prepared`, what a dry run can know of it.
+
+    findings: warnings about rows.
+    """
+    guarded = {} if prepared is None else prepared["input"].guarded
     passing = [span for span in plan.source.tensors if span.name not in plan.new]
     return Report(
         versions=versions(),
         options=plan.options,
         source=_input(plan.source, plan.source_vocabulary),
-        helper=_input(plan.helper, plan.helper_vocabulary),
+        helper=None if plan.helper is None else _input(plan.helper, plan.helper_vocabulary),
         tokenizer=TargetTokenizer(
             name=model_name(plan.target_vocabulary.path.parent),
             sha256=_file_hash(plan.target_vocabulary),
             tokens=len(plan.target_vocabulary),
         ),
         tied=plan.tied,
+        sharing=_sharing(plan),
         counts=_counts(plan, guarded),
         vocabulary_tensors=tuple(
             RewrittenTensor(
@@ -64,8 +74,8 @@ def make_report(plan: Plan, prepared: Prepared | None = None) -> Report:
         special_tokens=_special_tokens(plan),
         files=tuple(sorted([*plan.written, *plan.copied_files])),
         left_behind=_left_behind(plan),
-        examples=() if prepared is None else _examples(plan, prepared),
-        warnings=(*plan.warnings, *_guard_warnings(plan, guarded)),
+        examples=() if prepared is None else _examples(plan, prepared["input"]),
+        warnings=(*plan.warnings, *findings),
     )
 
 
@@ -98,11 +108,13 @@ def _file_hash(vocabulary: Vocabulary) -> str:
 
 def _counts(plan: Plan, guarded: Mapping[str, Any]) -> Counts:
     origins = plan.origins
-    carried = len(np.unique(origins.copied[origins.shared]))
+    remade = origins.anchors[origins.own[origins.own != NO_ANCHOR]]
+    carried = len(np.unique(np.concatenate([origins.copied[origins.shared], remade])))
     return Counts(
         target=len(plan.target_vocabulary),
         shared=len(origins.shared),
-        missing=len(origins.combined),
+        remade=len(remade),
+        missing=len(origins.combined) - len(remade),
         split=len(origins.pieces),
         unknown=len(origins.unknown),
         unused=len(origins.idle),
@@ -110,6 +122,16 @@ def _counts(plan: Plan, guarded: Mapping[str, Any]) -> Counts:
         not_carried=len(plan.source_vocabulary) - carried,
         rules=origins.rules,
         guarded={reason: len(rows) for reason, rows in guarded.items()},
+    )
+
+
+def _sharing(plan: Plan) -> Sharing | None:
+    if plan.sharing is None:
+        return None
+    tokens = plan.origins.remade[:_TOKENS_SHOWN].tolist()
+    return Sharing(
+        threshold=None if plan.sharing.threshold is None else round(plan.sharing.threshold, 4),
+        remade=tuple(map(plan.target_vocabulary.describe, tokens)),
     )
 
 
@@ -142,13 +164,15 @@ def _special_tokens(plan: Plan) -> tuple[SpecialToken, ...]:
 
 def _examples(plan: Plan, prepared: Prepared) -> tuple[Example, ...]:
     origins, of_anchor = plan.origins, plan.helper_vocabulary.describe
-    missing, anchors = origins.combined.tolist(), origins.anchor_rows.tolist()
-    places = _telling(plan.target_vocabulary, missing)
+    made, anchors = origins.combined.tolist(), origins.anchor_rows.tolist()
+    missing = np.flatnonzero(origins.own == NO_ANCHOR)
+    telling = _telling(plan.target_vocabulary, origins.combined[missing].tolist())
+    places = missing[telling].tolist()
     found = prepared.nearest(places, _ANCHORS_SHOWN) if places else []
     return tuple(
         Example(
-            missing[place],
-            plan.target_vocabulary.describe(missing[place]),
+            made[place],
+            plan.target_vocabulary.describe(made[place]),
             tuple(
                 Anchor(of_anchor(anchors[index]), round(float(weight), 4))
                 for index, weight in zip(indices, weights, strict=True)
@@ -172,15 +196,3 @@ def _telling(vocabulary: Vocabulary, missing: list[int]) -> list[int]:
     places = words if len(words) >= _EXAMPLES else range(len(missing))
     spread = np.linspace(0, len(places) - 1, min(_EXAMPLES, len(places))).astype(int)
     return [places[place] for place in spread.tolist()]
-
-
-def _guard_warnings(plan: Plan, guarded: Mapping[str, Any]) -> list[str]:
-    warnings = []
-    for reason, rows in guarded.items():
-        if len(rows):
-            tokens = plan.origins.combined[rows].tolist()
-            warnings.append(
-                f"guarded ({plan.method.name}: {reason}): {len(rows):,} of the missing tokens: "
-                f"{named_tokens(plan.target_vocabulary, tokens)}"
-            )
-    return warnings

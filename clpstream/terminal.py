@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_LINES = 10.0
 _SPECIAL_SHOWN = 12
 _LEFT_SHOWN = 6
+_REMADE_SHOWN = 6
 _NOT_OF_THE_METHOD = (
     *("match", "shared", "map_tokens", "pieces", "pad_to_multiple_of"),
     *("vocab_tensors", "pass_through"),
@@ -103,7 +104,7 @@ def summary(result: Conversion, output: Path) -> str:
     written = result.output is not None
     lines = [
         f"source    {_input(report.source)}, {'tied' if report.tied else 'untied'} head",
-        f"helper    {_input(report.helper)}",
+        f"helper    {_input(report.helper) if report.helper else 'not read by this method'}",
         *_target_tokenizer(report),
         *_tokens(report),
         *_tensors(report),
@@ -202,7 +203,7 @@ def _input(entry: Input) -> str:
 
 def _target_tokenizer(report: Report) -> list[str]:
     own = report.tokenizer
-    if own.name == report.helper.name and own.sha256 == report.helper.tokenizer:
+    if report.helper and (own.name, own.sha256) == (report.helper.name, report.helper.tokenizer):
         return []
     return [f"tokenizer {own.name}: {own.tokens:,} tokens"]
 
@@ -215,8 +216,9 @@ def _tokens(report: Report) -> list[str]:
         for name, value in report.options.items()
         if name not in _NOT_OF_THE_METHOD
     )
+    both = counts.shared + counts.remade
     lines = [
-        f"shared    {counts.shared:,} of {counts.target:,} target tokens ({rules}): rows copied",
+        f"shared    {both:,} of {counts.target:,} target tokens ({rules}): {_copied(report)}",
         f"missing   {counts.missing:,}: rows made from the shared ones ({method})",
     ]
     if counts.split:
@@ -231,6 +233,23 @@ def _tokens(report: Report) -> list[str]:
             "or the mean row"
         )
     return lines
+
+
+def _copied(report: Report) -> str:
+    """What became of the shared tokens' rows."""
+    counts, sharing = report.counts, report.sharing
+    if sharing is None:
+        undecided = report.options["shared"] != "copy" and counts.remade == 0
+        return "rows copied, or made where the models disagree" if undecided else "rows copied"
+    some = ", ".join(sharing.remade[:_REMADE_SHOWN])
+    more = ", ..." if counts.remade > _REMADE_SHOWN else ""
+    named = f": {some}{more}" if some else ""
+    if sharing.threshold is None:
+        return f"{counts.shared:,} rows copied, {counts.remade:,} made{named}"
+    return (
+        f"{counts.shared:,} rows copied, {counts.remade:,} made, since source and helper agree "
+        f"less than {sharing.threshold:.2f} on them{named}"
+    )
 
 
 def _tensors(report: Report) -> list[str]:

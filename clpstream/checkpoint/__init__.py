@@ -17,9 +17,11 @@ from clpstream.checkpoint.strided import c_order_blocks
 from clpstream.checkpoint.vocabulary_tensors import (
     VocabularyTensor,
     find_vocabulary_tensors,
+    helper_tables_names,
     input_embeddings,
     input_embeddings_names,
     is_tied,
+    own_head,
     same_bytes,
 )
 
@@ -37,10 +39,12 @@ __all__ = [
     "find_vocabulary_tensors",
     "fingerprint",
     "header_bytes",
+    "helper_tables_names",
     "input_embeddings",
     "input_embeddings_names",
     "is_tied",
     "open_checkpoint",
+    "own_head",
     "read_shard",
     "same_bytes",
     "shard_names",

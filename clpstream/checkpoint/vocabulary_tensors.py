@@ -180,6 +180,35 @@ def input_embeddings_names(names: Iterable[str]) -> list[str]:
     return [name for name in names if vocabulary_role(name) == "output head"]
 
 
+def helper_tables_names(names: Iterable[str]) -> list[str]:
+    """The tensors among which a helper's input embeddings and output head are."""
+    names = list(names)
+    heads = [
+        name
+        for name in names
+        if VOCABULARY_NAMES.get(entry_of(name, VOCABULARY_NAMES) or "") == "output head"
+    ]
+    return list(dict.fromkeys([*input_embeddings_names(names), *heads]))
+
+
+def own_head(checkpoint: Checkpoint, embeddings: VocabularyTensor) -> VocabularyTensor | None:
+    """A model's output head, if it has one that is not its input embeddings again.
+
+    It is as long as they are, and as wide; of several (multi-token prediction), the one with the
+    shortest name. None where there is none of a dtype that can be read.
+    """
+    found = [
+        VocabularyTensor(span, "output head", f"named like {entry}")
+        for span in checkpoint.tensors
+        if (entry := entry_of(span.name, VOCABULARY_NAMES)) is not None
+        and VOCABULARY_NAMES[entry] == "output head"
+        and span.shape == (embeddings.rows, embeddings.width)
+        and span.dtype in FLOATS
+    ]
+    heads = [head for head in found if not same_bytes(head, embeddings)]
+    return min(heads, key=lambda head: (len(head.name), head.name), default=None)
+
+
 def is_tied(tensors: Collection[VocabularyTensor]) -> bool:
     """Whether the output head is the input embeddings: no head of its own, or equal bytes.
 

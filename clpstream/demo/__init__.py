@@ -39,6 +39,6 @@ def compare_tokenizers(output: Path) -> str:
 
 def _is_demo(output: Path) -> bool:
     report = read_json_if_there(output / REPORT_FILE)
-    inputs = [report.get(key) for key in ("source", "helper")]
+    inputs = [report.get(key) for key in ("source", "tokenizer")]
     names = [entry.get("name") for entry in inputs if isinstance(entry, dict)]
     return names == [SOURCE.name, HELPER.name]

@@ -50,7 +50,8 @@ class TargetTokenizer:
 class Counts:
     """Target tokens: how many there are, and where their rows come from.
 
-    shared: copied from the source. missing: made by the method. split: made from the source tokens
+    shared: copied from the source. remade: shared too, but made by the method, since source and
+    helper don't agree on them. missing: made by the method. split: made from the source tokens
     that they split into. unknown: the mean row. unused: ids that no token has.
     anchors: tokens that source and helper share, from which the missing ones are made.
     rules: shared tokens by the rule that matched them. guarded: missing tokens whose row the
@@ -60,6 +61,7 @@ class Counts:
 
     target: int
     shared: int
+    remade: int
     missing: int
     split: int
     unknown: int
@@ -68,6 +70,19 @@ class Counts:
     not_carried: int
     rules: Mapping[str, int]
     guarded: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Shared tokens that are words, where not all of them are copied.
+
+    threshold: with this cosine or more, between its row in the source and its row in the helper
+    turned into the source's space by the other tokens, a token was copied; None if none was.
+    remade: the first of those that were not.
+    """
+
+    threshold: float | None
+    remade: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -119,14 +134,19 @@ class Example:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that clpstream.json holds. The same inputs and options give the same report."""
+    """Everything that clpstream.json holds. The same inputs and options give the same report.
+
+    helper: None if the method did not read it. sharing: None if all shared tokens were copied, and
+    of a dry run, which reads no rows.
+    """
 
     versions: Mapping[str, str]
     options: Mapping[str, Any]
     source: Input
-    helper: Input
+    helper: Input | None
     tokenizer: TargetTokenizer
     tied: bool
+    sharing: Sharing | None
     counts: Counts
     vocabulary_tensors: tuple[RewrittenTensor, ...]
     pass_through: PassThrough

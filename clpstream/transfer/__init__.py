@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from clpstream.transfer.agreement import Agreement, agreement
+from clpstream.transfer.agreement import Agreement, agreement_of
 from clpstream.transfer.align import Align
 from clpstream.transfer.clp import Clp
 from clpstream.transfer.combination import gathered
@@ -15,7 +15,9 @@ from clpstream.transfer.method import NO_ANCHOR, Method, Prepared
 from clpstream.transfer.omp import Omp
 from clpstream.transfer.procrustes import Procrustes
 from clpstream.transfer.ridge import Ridge
-from clpstream.transfer.rows import BLOCK_BYTES, Rows, Selected, mean
+from clpstream.transfer.rows import BLOCK_BYTES, Rows, Selected, blocks, mean
+from clpstream.transfer.subword import Subword
+from clpstream.transfer.untrained import untrained
 
 METHODS: dict[str, Callable[..., Method]] = {
     "align": Align,
@@ -26,6 +28,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "omp": Omp,
     "random": Random,
     "ridge": Ridge,
+    "subword": Subword,
 }
 """Every method by its name on the command line."""
 
@@ -46,7 +49,10 @@ __all__ = [
     "Ridge",
     "Rows",
     "Selected",
-    "agreement",
+    "Subword",
+    "agreement_of",
+    "blocks",
     "gathered",
     "mean",
+    "untrained",
 ]

@@ -13,8 +13,7 @@ from clpstream.transfer.rows import Doubles, Floats, Rows, blocks
 _CHANCE = 0.9
 """Tokens that agree better than this part of random pairs agree better than chance."""
 _BEST = 0.99
-"""The quantile of the agreement that counts as the best one: single tokens may be odd."""
-_OF_BEST = 0.8
+"""The part of the shared tokens that the best hundredth agrees better than."""
 
 
 @dataclass(frozen=True)
@@ -32,21 +31,21 @@ class Agreement:
         """From which cosine on an unsure anchor (n,) is taken for the same token in both models.
 
         Between two vocabularies of one language nearly all shared tokens agree better than chance,
-        and little is asked of each. Between two languages half of them don't: then a token must
-        agree as well as 0.8 of the best do, since many that don't mean the same stand in similar
+        and no more is asked of each. Between two languages half of them don't: then a token must
+        agree like the best hundredth do, since many that don't mean the same stand in similar
         places all the same. In between, the threshold moves with the share that chance explains,
-        from the one to the other where that is a half.
+        to the upper end where that is a half.
         """
         ours = self.of_pairs[unsure]
         if not len(ours):
             return -1.0
         least = float(np.quantile(self.of_others[unsure], _CHANCE))
-        most = max(least, _OF_BEST * float(np.quantile(ours, _BEST)))
+        most = max(least, float(np.quantile(ours, _BEST)))
         by_chance = float((ours <= least).mean())
         return least + min(1.0, 2 * by_chance) * (most - least)
 
 
-def agreement(x: Rows, y: Rows) -> Agreement:
+def agreement_of(x: Rows, y: Rows) -> Agreement:
     """Of the anchors' rows in the helper, (n, d_helper), and in a tensor of the source.
 
     Each anchor is judged by the orthogonal Procrustes rotation of the others, to first order in

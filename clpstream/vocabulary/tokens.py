@@ -52,6 +52,16 @@ class Vocabulary:
         except UnicodeDecodeError:  # a part of a character
             return "".join(f"<0x{byte:02X}>" for byte in text)
 
+    def is_word(self, token: int) -> bool:
+        """Whether the token has a letter: no symbol, number, space, special token or lone byte."""
+        text = self.text[token]
+        if text is None or self.falls_back(token):
+            return False
+        try:
+            return any(character.isalpha() for character in text.decode())
+        except UnicodeDecodeError:
+            return False
+
     def falls_back(self, token: int) -> bool:
         """Whether the token is a byte that is used where no piece fits, such as `<0x0A>`."""
         text = self.text[token]

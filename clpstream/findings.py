@@ -1,0 +1,52 @@
+"""What is odd about the rows: of the helper that were used, and those that came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from clpstream.checks import named_tokens
+from clpstream.plan import Plan
+from clpstream.transfer import Selected, untrained
+
+Ids = npt.NDArray[np.int64]
+
+
+def row_warnings(plan: Plan, outliers: Mapping[str, Mapping[int, float]]) -> list[str]:
+    """What is odd about the helper's rows that were used, and about the rows that came of them."""
+    warnings = []
+    if plan.embeddings is not None and len(plan.origins.combined):
+        rows = Selected(plan.embeddings.plane(0), plan.origins.helper_rows)
+        for what, places in untrained(rows).items():
+            if len(places):
+                tokens = plan.origins.combined[places].tolist()
+                warnings.append(
+                    f"{len(tokens):,} of the helper's rows are {what}, as those of tokens that it "
+                    f"was not trained on: {named_tokens(plan.target_vocabulary, tokens)}; the new "
+                    "rows know no more"
+                )
+    for name, found in outliers.items():
+        if found:
+            first = sorted(found, key=lambda token: -found[token])
+            warnings.append(
+                f"{name}: {len(found):,} new rows are longer than that of any shared token, by up "
+                f"to {found[first[0]]:.1f} times: {named_tokens(plan.target_vocabulary, first)}; "
+                "such tokens can take probability from all others: score the target, and mistrust "
+                "the helper if its origin is unknown"
+            )
+    return warnings
+
+
+def guard_warnings(plan: Plan, guarded: Mapping[str, Ids]) -> list[str]:
+    """Tokens whose rows the method's formula did not make."""
+    warnings = []
+    for reason, rows in guarded.items():
+        if len(rows):
+            tokens = plan.origins.combined[rows].tolist()
+            warnings.append(
+                f"guarded ({plan.method.name}: {reason}): {len(rows):,} of the tokens to make: "
+                f"{named_tokens(plan.target_vocabulary, tokens)}"
+            )
+    return warnings

@@ -1,0 +1,76 @@
+"""Which shared tokens keep their source rows, and the method prepared for all other tokens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clpstream.new_rows import Side
+from clpstream.plan import Plan, Sharing
+from clpstream.progress import Progress, Update
+from clpstream.transfer import Prepared, Procrustes, Rows, Selected, agreement_of
+
+
+def settle(plan: Plan, progress: Progress) -> Plan:
+    """The plan, with the shared tokens chosen whose rows the method is to make.
+
+    "map": all words; "auto": the words whose rows in source and helper don't agree (see
+    `clpstream.transfer.Agreement`), by the input embeddings. With too few anchors to tell, none.
+    """
+    origins = plan.origins
+    if plan.shared == "copy" or not len(origins.words) or plan.embeddings is None:
+        return plan
+    chosen, threshold = np.ones(len(origins.words), bool), None
+    if plan.shared == "auto":
+        helper, source = plan.embeddings.plane(0), plan.source_embeddings.plane(0)
+        if len(origins.anchors) < 2 * Procrustes().fewest(helper.shape[1], source.shape[1]):
+            note = "too few shared tokens to tell which mean the same in both models: all copied"
+            return replace(plan, warnings=(*plan.warnings, note))
+        with progress.task("agreement: shared tokens", len(origins.anchors), "tokens") as update:
+            found = agreement_of(
+                Counted(Selected(helper, origins.anchor_rows), update),
+                Selected(source, origins.anchors),
+            )
+        unsure = np.zeros(len(origins.anchors), bool)
+        unsure[origins.words_own] = True
+        threshold = found.threshold(unsure)
+        chosen = found.of_pairs[origins.words_own] < threshold
+    return replace(plan, origins=origins.remaking(chosen), sharing=Sharing(threshold))
+
+
+def prepare(plan: Plan, progress: Progress) -> dict[Side, Prepared]:
+    """The method, prepared on each of the helper's tables that a tensor's rows follow."""
+    tables: dict[Side, Rows] = {"input": np.empty((plan.helper_vocabulary.size, 0), np.float32)}
+    if plan.embeddings is not None:
+        tables["input"] = plan.embeddings.plane(0)
+    if plan.head is not None:
+        tables["head"] = plan.head.plane(0)
+    return {side: _prepared(plan, table, progress) for side, table in tables.items()}
+
+
+def _prepared(plan: Plan, helper: Rows, progress: Progress) -> Prepared:
+    origins, method = plan.origins, plan.method
+    wanted = Selected(helper, origins.helper_rows)
+    with progress.task(f"{method.name}: tokens", wanted.shape[0], "tokens") as update:
+        anchors = Selected(helper, origins.anchor_rows)
+        return method.prepare(anchors, Counted(wanted, update), origins.own)
+
+
+class Counted:
+    """Rows that report how many of them were read: the progress of a preparation."""
+
+    def __init__(self, rows: Rows, update: Update) -> None:
+        self._rows = rows
+        self._update = update
+        self.shape = rows.shape
+        self._left = rows.shape[0]
+
+    def __getitem__(self, index: Any) -> npt.NDArray[np.float32]:
+        found = self._rows[index]
+        more = min(len(found), self._left)  # some rows are read twice
+        self._left -= more
+        self._update(more)
+        return found
