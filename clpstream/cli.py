@@ -87,7 +87,10 @@ def _conversion_options(command: Command) -> Command:
         _option(
             "--method",
             type=click.Choice(
-                ["align", "procrustes", "ridge", "knn", "omp", "clp", "subword", "mean", "random"]
+                [
+                    *("align", "procrustes", "ridge", "knn", "omp", "clp", "subword", "mean"),
+                    *("random", "auto"),
+                ]
             ),
             default="align",
             show_default=True,
@@ -98,7 +101,8 @@ def _conversion_options(command: Command) -> Command:
             "by cosine), omp (those that together come closest; arXiv 2506.06607), clp (all of "
             "them, by cosine; CLP-Transfer, Ostendorff & Rehm 2023, arXiv 2301.09626). Without the "
             "helper's weights: subword (the mean of the source tokens that it splits into; arXiv "
-            "2402.09977), mean, random (to compare with).",
+            "2402.09977), mean, random (to compare with). auto: the one of align, procrustes, "
+            "ridge, knn and clp that evaluate finds best.",
         ),
         _option(
             "--neighbors",
@@ -555,7 +559,7 @@ _OPTIONS_OF = {
 """The methods' parameters, and which methods have them. None is the method's own default."""
 
 
-def _method(context: click.Context, options: dict[str, Any]) -> Method:
+def _method(context: click.Context, options: dict[str, Any]) -> str | Method:
     from clpstream.transfer import METHODS
 
     def refuse(name: str, of: str) -> None:
@@ -570,7 +574,7 @@ def _method(context: click.Context, options: dict[str, Any]) -> Method:
             own[name] = options[name]
     if method == "knn" and options["weights"] != "softmax":
         refuse("temperature", "--weights softmax")
-    return METHODS[method](**own)
+    return method if method == "auto" else METHODS[method](**own)
 
 
 def _progress(quiet: bool) -> Progress:

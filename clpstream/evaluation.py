@@ -16,12 +16,14 @@ from clpstream.errors import TransferError
 from clpstream.hub import local_directory, model_name
 from clpstream.origins import find_origins
 from clpstream.output.report import peak_memory
+from clpstream.plan import frequent_words
 from clpstream.progress import Progress
 from clpstream.transfer import METHODS, Method
-from clpstream.transfer.held_out import Figures, Spaces, chance, draw, measure
-from clpstream.vocabulary import Match, Vocabulary, read_vocabulary
+from clpstream.transfer.held_out import FEWEST, Figures, Spaces, chance, draw, measure
+from clpstream.vocabulary import Match, read_vocabulary
 
-_WORDS = 3000
+EVALUATED = tuple(name for name in METHODS if name != "subword")
+"""Of `subword`, the rows come from pieces; and a token that the source has is a piece itself."""
 _MOST_REPEATS = 1000
 
 
@@ -114,7 +116,7 @@ def evaluate(
     few shared tokens, and rows with NaN or Inf.
     """
     begin = time.monotonic()
-    rules = [_method(method) for method in methods or METHODS]
+    rules = [_method(method) for method in methods or EVALUATED]
     _check_count("repeats", repeats, 1, _MOST_REPEATS)
     _check_count("seed", seed, 0, (1 << 64) - 1)
     progress = progress or Progress()
@@ -154,11 +156,31 @@ def evaluate(
     )
 
 
+def choose(spaces: Spaces, names: Sequence[str], progress: Progress) -> dict[str, float]:
+    """The mean reciprocal rank by method, the largest first: of one repeat, with the seed 0.
+
+    Of the methods named, those that have enough anchors without the hidden ones; of equal ones the
+    first named goes first. Empty if the anchors are too few to hide any.
+    """
+    if len(np.unique(spaces.anchors)) < FEWEST:
+        return {}
+    drawn = draw(spaces, 0, 0)
+    widths = spaces.helper.shape[1], spaces.source.shape[1]
+    rules = [METHODS[name]() for name in names]
+    rules = [rule for rule in rules if rule.fewest(*widths) <= len(drawn.known)]
+    found = {}
+    with progress.task("choosing a method", len(rules), "methods") as update:
+        for rule in rules:
+            found[rule.name] = measure(rule, spaces, drawn).mrr
+            update(1)
+    return dict(sorted(found.items(), key=lambda one: -one[1]))
+
+
 def _method(method: str | Method) -> Method:
     if not isinstance(method, str):
         return method
-    if method not in METHODS:
-        raise TransferError(f"method is {method!r}; it can be {', '.join(METHODS)}")
+    if method not in EVALUATED:
+        raise TransferError(f"method is {method!r}; it can be {', '.join(EVALUATED)}")
     return METHODS[method]()
 
 
@@ -186,23 +208,9 @@ def _spaces(
         anchors=origins.anchors,
         anchor_rows=origins.anchor_rows,
         missing=origins.helper_rows,
-        words=words(old, theirs.rows),
+        words=frequent_words(old, theirs.rows),
     )
     return spaces, (*old.notes, *known.notes)
-
-
-def words(vocabulary: Vocabulary, rows: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The first 3,000 ids below `rows` whose token is letters, a space before them aside.
-
-    Trainers give low ids to frequent tokens, so that these are a vocabulary's frequent words.
-    """
-    found = []
-    for token, text in enumerate(vocabulary.text[:rows]):
-        if text is not None and text.decode("utf-8", "replace").removeprefix(" ").isalpha():
-            found.append(token)
-            if len(found) == _WORDS:
-                break
-    return np.array(found, np.int64)
 
 
 def _evaluated(method: Method, found: Sequence[Figures], spaces: Spaces) -> Evaluated:

@@ -12,11 +12,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from make import random_rows, read_tensors, write_checkpoint, write_tokenizer
+from make import random_rows, read_json, read_tensors, write_checkpoint, write_tokenizer
 
 import clpstream
 from clpstream import TransferError
-from clpstream.evaluation import words
+from clpstream.evaluation import EVALUATED, choose
+from clpstream.plan import CHOICES
+from clpstream.progress import Progress
 from clpstream.transfer import METHODS, held_out
 from clpstream.transfer.held_out import Spaces, draw, judge, measure
 
@@ -27,10 +29,10 @@ SHARED = [f" {a}{b}" for a in LETTERS[:15] for b in LETTERS]
 WIDTH = 12
 
 
-def run(*arguments: object, **variables: str) -> Any:
+def run(*arguments: object, command: str = "evaluate", **variables: str) -> Any:
     """The command line."""
     return subprocess.run(
-        [sys.executable, "-m", "clpstream", "evaluate", *map(str, arguments)],
+        [sys.executable, "-m", "clpstream", command, *map(str, arguments)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(clpstream.__file__).parents[1]), **variables},
@@ -224,7 +226,7 @@ def test_a_rotated_source_is_found_again(tmp_path: Path) -> None:
     write_pair(tmp_path)
     found = clpstream.evaluate(tmp_path / "source", tmp_path / "helper", repeats=2)
     by_name = {one.method: one for one in found.methods}
-    assert set(by_name) == set(METHODS)
+    assert set(by_name) == set(EVALUATED)
     for name in ("procrustes", "align"):
         assert by_name[name].mrr.mean > 0.99
         assert by_name[name].cosine.mean > 0.99
@@ -361,6 +363,7 @@ def test_source_embeddings_by_another_name(pair: tuple[Path, Path]) -> None:
         (lambda pair: (pair[1] / "tokenizer.json").unlink(), [], "no tokenizer in it"),
         (lambda pair: (pair[0] / "model.safetensors").unlink(), [], "no "),
         (lambda pair: None, ["--method", "nothing"], "method is 'nothing'"),
+        (lambda pair: None, ["--method", "subword"], "method is 'subword'"),
         (lambda pair: None, ["--repeats", "0"], "--repeats"),
         (lambda pair: write_tokenizer(pair[0], ["A"], special={}), [], "no token in common"),
     ],
@@ -386,8 +389,52 @@ def test_rows_that_are_not_finite_are_named(pair: tuple[Path, Path]) -> None:
     assert run(*pair, "--method", "procrustes").returncode == 2
 
 
-def test_words_are_letters_in_the_order_of_their_ids(tmp_path: Path) -> None:
-    write_tokenizer(tmp_path, [" the", "1", "ing", "a b", "ä", " ", "?!", " ü"])
-    vocabulary = clpstream.read_vocabulary(tmp_path)
-    assert words(vocabulary, 100).tolist() == [1, 3, 5, 8]
-    assert words(vocabulary, 5).tolist() == [1, 3]
+def test_auto_takes_the_method_that_evaluate_has_first(pair: tuple[Path, Path]) -> None:
+    target = pair[0].parent / "target"
+    found = clpstream.evaluate(*pair, methods=CHOICES, repeats=1)
+    done = clpstream.convert(*pair, target, method="auto")
+    chosen = done.report.chosen
+    assert chosen is not None
+    assert chosen.method == found.best.method
+    assert chosen.options == found.best.options
+    assert chosen.mrr == {one.method: round(one.mrr.mean, 4) for one in found.methods}
+    assert done.report.options["method"] == "auto"
+    assert read_json(target / "clpstream.json")["chosen"] == json.loads(
+        json.dumps(done.report.to_json()["chosen"])
+    )
+    other = clpstream.convert(*pair, pair[0].parent / "other", method=chosen.method)
+    assert other.report.chosen is None
+    weights = "model.safetensors"
+    assert (target / weights).read_bytes() == (pair[0].parent / "other" / weights).read_bytes()
+
+
+def test_auto_on_the_command_line(pair: tuple[Path, Path]) -> None:
+    target = pair[0].parent / "target"
+
+    def convert(*arguments: object) -> Any:
+        return run(*pair, target, *arguments, command="convert")
+
+    dry = convert("--method", "auto", "--dry-run")
+    assert dry.returncode == 0
+    assert "(auto)" in dry.stdout
+    assert "\nchosen " not in dry.stdout
+    done = convert("--method", "auto")
+    assert done.returncode == 0
+    line = next(line for line in done.stdout.splitlines() if line.startswith("chosen"))
+    assert line.startswith("chosen    align: mean reciprocal rank of hidden shared tokens: ")
+    assert all(f"{name} 0." in line or f"{name} 1." in line for name in CHOICES)
+    assert convert("--method", "auto", "--rounds", "2", "--overwrite").returncode == 2
+
+
+def test_auto_leaves_out_methods_that_lack_anchors(tmp_path: Path) -> None:
+    pair = tmp_path / "source", tmp_path / "helper"
+    write_pair(tmp_path, SHARED[:12])
+    done = clpstream.convert(*pair, tmp_path / "few", method="auto")
+    assert (done.report.chosen and done.report.chosen.method) == "knn"
+    assert any("too few shared tokens to choose" in warning for warning in done.report.warnings)
+    some = spaces(21, 5)
+    found = choose(replace(some, helper=random_rows(30, 50, 1), source=random_rows(80, 50, 2)),
+                   CHOICES, Progress())  # fmt: skip
+    assert set(found) == {"knn", "clp", "ridge"} - {
+        name for name in ("ridge", "clp", "knn") if METHODS[name]().fewest(50, 50) > 19
+    }

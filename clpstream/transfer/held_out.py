@@ -138,6 +138,11 @@ def judge(made: Floats, candidates: Rows, center: Doubles) -> tuple[float, float
     return float(ranks.mean()), float(own.mean()), float(np.median(ratios)) if len(ratios) else 0.0
 
 
+def judging_bytes(d_source: int) -> int:
+    """About how much memory judging takes, besides what the method does."""
+    return 3 * 4 * _MOST_HIDDEN * _MOST_CANDIDATES + 6 * 4 * _MOST_HIDDEN * d_source
+
+
 def chance(candidates: int) -> float:
     """The mean reciprocal rank of rows that tell nothing."""
     return float((1 / np.arange(1, candidates + 1)).mean())
