@@ -369,8 +369,8 @@ def inspect(model: str, as_json: bool) -> None:
     "methods",
     metavar="NAME",
     multiple=True,
-    help="A method to try, as those of convert. Can be given several times (in the variable: names "
-    "with spaces between).  [default: all]",
+    help="A method of convert to try, but for subword and auto. Can be given several times (in the "
+    "variable: names with spaces between).  [default: all of these]",
 )
 @_option(
     "--repeats",
@@ -382,10 +382,10 @@ def inspect(model: str, as_json: bool) -> None:
 )
 @_option(
     "--seed",
-    type=click.IntRange(min=0, max=(1 << 64) - 1),
+    type=click.IntRange(min=0),
     metavar="N",
     default=0,
-    show_default="0",
+    show_default=True,
     help="Of the choice of tokens: the same seed, the same tokens.",
 )
 @_option(
