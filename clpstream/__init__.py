@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from clpstream.errors import ScoringError as ScoringError
     from clpstream.errors import TransferError as TransferError
     from clpstream.errors import VocabularyError as VocabularyError
+    from clpstream.evaluation import Evaluation as Evaluation
+    from clpstream.evaluation import evaluate as evaluate
     from clpstream.inspection import Inspection as Inspection
     from clpstream.inspection import inspect as inspect
     from clpstream.output.report import Report as Report
@@ -67,6 +69,7 @@ _HOMES = {
     "errors": (
         "CheckpointError ClpstreamError OutputError ScoringError TransferError VocabularyError"
     ),
+    "evaluation": "Evaluation evaluate",
     "inspection": "Inspection inspect",
     "output.report": "Report",
     "progress": "Progress",

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from clpstream.choosing import with_method
 from clpstream.errors import NotFiniteError, OutputError
 from clpstream.findings import guard_warnings, row_warnings
 from clpstream.hub import cache_entry, local_directory
@@ -92,7 +93,8 @@ def convert(
     only once it is whole.
     tokenizer: directory or id of the target's tokenizer, where it is not the helper's. Its tokens
     that neither source nor helper has are made from the source tokens that they split into.
-    method: a name of `clpstream.transfer.METHODS`, or an object such as Knn(neighbors=5).
+    method: a name of `clpstream.transfer.METHODS`, or an object such as Knn(neighbors=5); or
+    "auto", the one of `clpstream.plan.CHOICES` that makes rows best that are known (`evaluate`).
     match: how tokens are matched, see `clpstream.match`.
     shared: what becomes of tokens that both vocabularies have. "copy" keeps their source rows, bit
     for bit; "map" makes the rows of words and parts of words as if they were missing; "auto" those
@@ -153,7 +155,7 @@ def convert(
 def _write(plan: Plan, stage: Path, progress: Progress) -> Report:
     # numpy's warnings would say less than the error for a row that is not finite
     with _naming_tokens(plan), np.errstate(all="ignore"):
-        settled = settle(plan, progress)
+        settled = settle(with_method(plan, progress), progress)
         prepared = prepare(settled, progress)
         outliers: Outliers = {}
         with progress.task("writing", plan.shard_bytes, "B") as update:

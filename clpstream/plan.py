@@ -41,10 +41,15 @@ from clpstream.output.files import json_bytes
 from clpstream.output.shards import NewTensor, TargetShard, index_of, plan_shards
 from clpstream.output.side_files import side_files
 from clpstream.transfer import METHODS, Clp, Method, Subword
+from clpstream.transfer.held_out import judging_bytes
 from clpstream.vocabulary import Match, Vocabulary, read_vocabulary, tokenizer_class
 
 Shared = Literal["auto", "copy", "map"]
 Pieces = Literal["mean", "ends", "first"]
+AUTO = "auto"
+CHOICES = ("align", "procrustes", "ridge", "knn", "clp")
+"""Methods among which "auto" chooses. `omp` takes the longest, and has to be asked for; the others
+that are not here are to compare with."""
 
 _READING_BYTES = 96 << 20
 """What reading rows, a block of the target and rounding it to its dtype take."""
@@ -71,6 +76,8 @@ class Plan:
     embeddings, its input embeddings; or its output head, if it has one of its own where the source
     has one table for both. head: its output head, where it and the source have their own.
     words: ids of the source's most frequent words, the most frequent first.
+    method: to be chosen among CHOICES if `automatic`. mrr: what it was chosen by, once it is: the
+    mean reciprocal rank by method (see `clpstream.evaluate`).
     spare: source ids that no token has. base_rows: rows of the source's vocabulary tensors, but
     for those that a model keeps behind the vocabulary (for images, for a prompt).
     sharing: None until it is decided, and where shared tokens are all copied.
@@ -98,6 +105,8 @@ class Plan:
     written: Mapping[str, dict[str, Any]]
     copied_files: Mapping[str, Path]
     warnings: tuple[str, ...]
+    automatic: bool = False
+    mrr: Mapping[str, float] | None = None
     sharing: Sharing | None = None
 
     @property
@@ -129,12 +138,16 @@ class Plan:
     @property
     def working_bytes(self) -> int:
         """Estimate of the memory that the rows take, above what the plan itself holds."""
-        return _READING_BYTES + self.method.working_bytes(
+        sizes = (
             len(self.origins.anchors),
             len(self.origins.combined),
             self.embeddings.width if self.embeddings else 0,
             max(new.tensor.width for new in self.new.values()),
         )
+        if not self.automatic:
+            return _READING_BYTES + self.method.working_bytes(*sizes)
+        most = max(METHODS[name]().working_bytes(*sizes) for name in CHOICES)
+        return _READING_BYTES + most + judging_bytes(self.source_embeddings.width)
 
 
 def make_plan(
@@ -212,14 +225,14 @@ def make_plan(
         tied=tied,
         origins=origins,
         spare=_spare(old, base_rows),
-        words=_words(old, source_rows),
+        words=frequent_words(old, source_rows),
         base_rows=base_rows,
         method=rule,
+        automatic=method == AUTO,
         shared=shared if rule.reads_helper else "copy",
         pieces=pieces,
         options={
-            "method": rule.name,
-            **rule.options(),
+            **({"method": AUTO} if method == AUTO else {"method": rule.name, **rule.options()}),
             "match": match_by,
             "shared": shared,
             "map_tokens": dict(sorted((map_tokens or {}).items())),
@@ -260,8 +273,8 @@ def _spare(vocabulary: Vocabulary, rows: int) -> npt.NDArray[np.int64]:
     return np.array([*gaps, *range(vocabulary.size, rows)][:_SPARE_ROWS], np.int64)
 
 
-def _words(vocabulary: Vocabulary, rows: int) -> npt.NDArray[np.int64]:
-    """Words with a row. Trainers give the low ids to frequent tokens."""
+def frequent_words(vocabulary: Vocabulary, rows: int) -> npt.NDArray[np.int64]:
+    """Up to 3,000 ids of words with a row. Trainers give the low ids to frequent tokens."""
     ids = range(min(vocabulary.size, rows))
     words = (token for token in ids if vocabulary.is_word(token))
     return np.fromiter(islice(words, _MOST_WORDS), np.int64)
@@ -270,8 +283,10 @@ def _words(vocabulary: Vocabulary, rows: int) -> npt.NDArray[np.int64]:
 def _method(method: str | Method) -> Method:
     if not isinstance(method, str):
         return method
+    if method == AUTO:
+        return METHODS["knn"]()  # which wants the fewest anchors, until one is chosen
     if method not in METHODS:
-        raise TransferError(f"method is {method!r}; it can be {', '.join(METHODS)}")
+        raise TransferError(f"method is {method!r}; it can be {', '.join([*METHODS, AUTO])}")
     return METHODS[method]()
 
 

@@ -15,6 +15,7 @@ from clpstream.new_rows import Side
 from clpstream.origins import NO_ROW
 from clpstream.output.report import (
     Anchor,
+    Chosen,
     Counts,
     Example,
     Input,
@@ -57,6 +58,7 @@ def make_report(
             tokens=len(plan.target_vocabulary),
         ),
         tied=plan.tied,
+        chosen=_chosen(plan),
         sharing=_sharing(plan),
         counts=_counts(plan, guarded),
         vocabulary_tensors=tuple(
@@ -123,6 +125,13 @@ def _counts(plan: Plan, guarded: Mapping[str, Any]) -> Counts:
         rules=origins.rules,
         guarded={reason: len(rows) for reason, rows in guarded.items()},
     )
+
+
+def _chosen(plan: Plan) -> Chosen | None:
+    if plan.mrr is None:
+        return None
+    ranks = {name: round(mrr, 4) for name, mrr in plan.mrr.items()}
+    return Chosen(plan.method.name, plan.method.options(), ranks)
 
 
 def _sharing(plan: Plan) -> Sharing | None:

@@ -14,7 +14,7 @@ from clpstream.progress import Progress, Update
 if TYPE_CHECKING:
     from clpstream.conversion import Conversion
     from clpstream.inspection import InspectedTensor, InspectedTokenizer, Inspection
-    from clpstream.output.report import Input, Report
+    from clpstream.output.report import Chosen, Input, Report
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SPECIAL_SHOWN = 12
@@ -221,6 +221,8 @@ def _tokens(report: Report) -> list[str]:
         f"shared    {both:,} of {counts.target:,} target tokens ({rules}): {_copied(report)}",
         f"missing   {counts.missing:,}: rows made from the shared ones ({method})",
     ]
+    if report.chosen is not None:
+        lines.append(_chosen(report.chosen))
     if counts.split:
         lines.append(
             f"split     {counts.split:,}: rows made from the source tokens they split into"
@@ -233,6 +235,12 @@ def _tokens(report: Report) -> list[str]:
             "or the mean row"
         )
     return lines
+
+
+def _chosen(chosen: Chosen) -> str:
+    ranks = ", ".join(f"{name} {mrr:.3f}" for name, mrr in chosen.mrr.items())
+    why = f": mean reciprocal rank of hidden shared tokens: {ranks}" if ranks else ""
+    return f"chosen    {chosen.method}{why}"
 
 
 def _copied(report: Report) -> str:

@@ -126,7 +126,7 @@ def test_environment_variables_are_obeyed_and_options_go_before_them(pair):
 
 def test_every_choice_of_the_library_is_one_of_the_command_line():
     choices = {p.name: getattr(p.type, "choices", None) for p in cli.commands["convert"].params}
-    assert set(choices["method"]) == set(METHODS)
+    assert set(choices["method"]) == {*METHODS, "auto"}
     assert set(choices["weights"]) == set(get_args(WeightRule))
     assert set(choices["match"]) == set(get_args(Match))
 

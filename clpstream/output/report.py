@@ -86,6 +86,16 @@ class Sharing:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """The method that "auto" stands for. mrr: by which it was chosen, by method; the mean
+    reciprocal rank of hidden tokens' rows, see `clpstream.evaluate`."""
+
+    method: str
+    options: Mapping[str, Any]
+    mrr: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class RewrittenTensor:
     """A vocabulary tensor, with its shape before and after. why: what tells that it is one."""
 
@@ -137,7 +147,7 @@ class Report:
     """Everything that clpstream.json holds. The same inputs and options give the same report.
 
     helper: None if the method did not read it. sharing: None if all shared tokens were copied, and
-    of a dry run, which reads no rows.
+    of a dry run, which reads no rows. chosen: None if the method was named, and of a dry run.
     """
 
     versions: Mapping[str, str]
@@ -146,6 +156,7 @@ class Report:
     helper: Input | None
     tokenizer: TargetTokenizer
     tied: bool
+    chosen: Chosen | None
     sharing: Sharing | None
     counts: Counts
     vocabulary_tensors: tuple[RewrittenTensor, ...]

@@ -47,6 +47,7 @@ class Align:
     soften: float = 0.3
     name: ClassVar[str] = "align"
     reads_helper: ClassVar[bool] = True
+    learns_from_wanted: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if type(self.rounds) is not int or self.rounds < 0:

@@ -50,7 +50,10 @@ class Prepared(Protocol):
 
 
 class Method(Protocol):
-    """A rule that makes the rows of wanted tokens from anchors' rows."""
+    """A rule that makes the rows of wanted tokens from anchors' rows.
+
+    One whose rows depend on which other tokens are wanted has `learns_from_wanted`, true.
+    """
 
     @property
     def name(self) -> str: ...
