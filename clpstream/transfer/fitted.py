@@ -67,7 +67,7 @@ class PreparedMap:
         return MappedRows(fitted, self._wanted, self._lost)
 
     def nearest(self, rows: Sequence[int], top: int) -> list[tuple[Ids, Doubles]]:
-        """See `Prepared.nearest`: a map has no weights, so cosines in the helper's space above 0."""
+        """See `Prepared.nearest`: a map has no weights, so positive cosines in the helper."""
         places, center = np.array(rows, np.int64), mean(self._anchors)
         queries = Queries(Unit(self._wanted, center), places, self._own[places])
         count = min(top, self._anchors.shape[0])

@@ -64,8 +64,8 @@ class Method(Protocol):
         """Learn from the helper's rows of the anchors (n_anchors, d_helper) and of the wanted
         tokens (n_wanted, d_helper).
 
-        own: (n_wanted,) the anchor that is the same token, or NO_ANCHOR. None: all are missing. What
-        it does to the wanted row is for the method's docstring to say, and is one of two things.
+        own: (n_wanted,) the anchor that is the same token, or NO_ANCHOR. None: all are missing. The
+        method's docstring says what it does to the wanted row, which is one of two things.
         Either the own anchor's row takes no part in it: it is made as if the token were missing, by
         a formula whose constants (a center, a penalty) may be those of all anchors. Or the row
         comes from one map for all tokens, to which the own anchor has added one pair of many; then
