@@ -78,6 +78,10 @@ class Align:
             return fitted
         count = min(POOL, max(1, _POOL_BYTES // (4 * max(x.shape[1], y.shape[1]))))
         wanted, words = pool.wanted[:count], pool.words[:count]
+        if not (len(wanted) and len(words)):
+            return fitted
+        if not np.isfinite(words).all():
+            raise TransferError("a frequent token's row in the source has NaN or Inf; repair it")
         for _ in range(self.rounds):
             ours, theirs = mutual(fitted.turned(wanted), words)
             fitted = self._map(
@@ -122,7 +126,8 @@ def _closeness(scores: Floats) -> Floats:
 
 
 def _unit(rows: Floats) -> Floats:
-    centered = rows - rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+    # subtracted in float64, since little may be left of two large numbers
+    centered = (rows - rows.mean(axis=0, dtype=np.float64)).astype(np.float32)
     norms = np.linalg.norm(centered, axis=1, keepdims=True)
     unit: Floats = centered / np.where(norms > 0, norms, 1)
     return unit

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clpstream.transfer.knn import Knn
 from clpstream.transfer.linear import LinearMap, MappedRows
 from clpstream.transfer.method import NO_ANCHOR, directionless, own_anchors
 from clpstream.transfer.ridge import Ridge
@@ -16,12 +15,12 @@ from clpstream.transfer.rows import (
     Doubles,
     Ids,
     Rows,
-    Selected,
     Unit,
     check_count,
     check_shapes,
     mean,
 )
+from clpstream.transfer.search import Queries, nearest
 
 _NARROWEST = 8
 """Columns below which a tensor is no space that could be turned."""
@@ -68,12 +67,13 @@ class PreparedMap:
         return MappedRows(fitted, self._wanted, self._lost)
 
     def nearest(self, rows: Sequence[int], top: int) -> list[tuple[Ids, Doubles]]:
-        """See `Prepared.nearest`: by cosine in the helper's space, since a map has no weights."""
-        places = np.array(rows, np.int64)
-        near = Knn(neighbors=top, weights="similarity").prepare(
-            self._anchors, Selected(self._wanted, places), self._own[places]
-        )
-        return near.nearest(range(len(places)), top)
+        """See `Prepared.nearest`: a map has no weights, so positive cosines in the helper."""
+        places, center = np.array(rows, np.int64), mean(self._anchors)
+        queries = Queries(Unit(self._wanted, center), places, self._own[places])
+        count = min(top, self._anchors.shape[0])
+        cosines, anchors = nearest(queries, Unit(self._anchors, center), count)
+        found = zip(anchors, cosines, strict=True)
+        return [(ids[scores > 0], scores[scores > 0]) for ids, scores in found]
 
 
 def fit_bytes(d_helper: int, d_source: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from clpstream.errors import TransferError
 from clpstream.transfer.rows import BLOCK_BYTES, Doubles, Floats, Rows, blocks, bounds, mean
 
 _RESOLUTION = 1e-6
@@ -31,8 +32,14 @@ class Pairs:
 
 
 def pairs_of(x: Rows, y: Rows) -> Pairs:
-    """Read paired rows, (n, d_helper) and (n, d_source), twice, by blocks."""
+    """Read paired rows, (n, d_helper) and (n, d_source), twice, by blocks.
+
+    Raises TransferError for NaN and Inf.
+    """
     x_mean, y_mean = mean(x), mean(y)
+    for center, model in ((x_mean, "helper"), (y_mean, "source")):
+        if not np.isfinite(center).all():
+            raise TransferError(f"an anchor's row in the {model} has NaN or Inf; repair the rows")
     centered = Scaled(x, x_mean, 1.0)
     products, y_squares = products_of(centered, y, y_mean)
     return Pairs(x.shape[0], x_mean, y_mean, products, squares_of(centered), y_squares)

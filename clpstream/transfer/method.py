@@ -67,9 +67,15 @@ class Method(Protocol):
         """Learn from the helper's rows of the anchors (n_anchors, d_helper) and of the wanted
         tokens (n_wanted, d_helper).
 
-        own: (n_wanted,) the anchor that is the same token, or NO_ANCHOR; that anchor's row takes no
-        part in the wanted one, which is made as if the token were missing. None: all are missing.
-        Raises TransferError if there is no anchor, the widths differ, or a row has NaN or Inf.
+        own: (n_wanted,) the anchor that is the same token, or NO_ANCHOR. None: all are missing. The
+        method's docstring says what it does to the wanted row, which is one of two things.
+        Either the own anchor's row takes no part in it: it is made as if the token were missing, by
+        a formula whose constants (a center, a penalty) may be those of all anchors. Or the row
+        comes from one map for all tokens, to which the own anchor has added one pair of many; then
+        `own` tells which anchors are wanted themselves, and changes no map but one that looks for
+        its own pairs. In both cases `Prepared.nearest` leaves the own anchor out. Raises
+        TransferError if there is no anchor, the widths differ, a row has NaN or Inf, or `own` names
+        an anchor that is not there or the only one.
         """
         ...
 

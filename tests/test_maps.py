@@ -1,0 +1,304 @@
+"""`procrustes` and `align` against their formulas, written out in float64 numpy."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from test_ridge import reference as ridge_reference
+from truths import helper_and_source, relative_error, unit
+
+from clpstream import TransferError
+from clpstream.transfer import NO_ANCHOR, Align, Procrustes
+from clpstream.transfer.align import mutual
+from clpstream.transfer.linear import factors, pairs_of, rotation
+
+MAPS = [Procrustes(), Align()]
+
+
+def turn(generator, size):
+    """A random rotation (size, size)."""
+    return np.linalg.qr(generator.standard_normal((size, size)))[0]
+
+
+def two_spaces(count, d_helper, d_source, noise=0.0, seed=0):
+    """Rows in both models: what the narrower space holds is the same, but for turn and scale."""
+    generator = np.random.default_rng(seed)
+    least = min(d_helper, d_source)
+    meaning = generator.standard_normal((count, least)) * np.linspace(2, 0.5, least)
+    rows = []
+    for size, scale, part in ((d_helper, 0.02, noise), (d_source, 3.0, 0)):
+        held = np.pad(meaning, ((0, 0), (0, size - least)))
+        held = held + part * generator.standard_normal(held.shape)
+        turned = scale * held @ turn(generator, size) + scale * generator.standard_normal(size)
+        rows.append(turned.astype(np.float32))
+    return rows[0], rows[1]
+
+
+def reference(x, y):
+    """The rotation's map from float64 numpy: x_mean, y_mean, slopes."""
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    x_mean, y_mean = x.mean(axis=0), y.mean(axis=0)
+    left, values, right = np.linalg.svd((x - x_mean).T @ (y - y_mean), full_matrices=False)
+    kept = values > 1e-6 * values[0]
+    scale = np.linalg.norm(y - y_mean) / np.linalg.norm(x - x_mean)
+    return x_mean, y_mean, scale * left[:, kept] @ right[kept]
+
+
+def mapped(x, y, rows):
+    x_mean, y_mean, slopes = reference(x, y)
+    return y_mean + (rows.astype(np.float64) - x_mean) @ slopes
+
+
+def trimmed(x, y, trim, rounds):
+    """The anchors that are left."""
+    kept = np.arange(len(x))
+    for _ in range(rounds):
+        turned, rows = mapped(x[kept], y[kept], x[kept]), y[kept].astype(np.float64)
+        center = rows.mean(axis=0)
+        agreement = (unit(turned - center) * unit(rows - center)).sum(axis=1)
+        best = np.argsort(-agreement, kind="stable")
+        kept = np.sort(kept[best[: max(1, round(len(kept) * (1 - trim)))]])
+    return kept
+
+
+@pytest.mark.parametrize("shape", [(7, 12), (12, 7), (9, 9)])
+@pytest.mark.parametrize("rank", [3, 7])
+def test_factors_are_those_of_the_decomposition(shape, rank):
+    generator = np.random.default_rng(rank)
+    products = generator.standard_normal((shape[0], rank)) @ generator.standard_normal(
+        (rank, shape[1])
+    )
+    found = factors(products)
+    values = np.linalg.svd(products, compute_uv=False)[:rank]
+    assert np.allclose(found.values, values)
+    assert np.allclose(found.left * found.values @ found.right.T, products)
+    for vectors in (found.left, found.right):
+        assert np.allclose(vectors.T @ vectors, np.eye(rank))
+
+
+@pytest.mark.parametrize("anchors", [10, 300])
+@pytest.mark.parametrize("sizes", [(12, 24), (24, 12), (16, 16)])
+def test_the_rotation_is_procrustes_own(sizes, anchors):
+    x, y = two_spaces(anchors, *sizes, noise=0.5)
+    found = rotation(pairs_of(x, y))
+    x_mean, y_mean, slopes = reference(x, y)
+    assert np.allclose(found.x_mean, x_mean) and np.allclose(found.y_mean, y_mean)
+    assert np.allclose(found.slopes, slopes, atol=1e-4 * np.abs(slopes).max())
+
+
+@pytest.mark.parametrize("sizes", [(12, 24), (24, 12), (16, 16)])
+@pytest.mark.parametrize("method", [Procrustes(), Align(soften=0)], ids=str)
+def test_a_turned_scaled_and_shifted_space_is_mapped_back(method, sizes):
+    x, y = two_spaces(260, *sizes)
+    made = method.prepare(x[:200], x[200:]).rows(y[:200])[:]
+    assert made.dtype == np.float32
+    assert relative_error(made, y[200:]).max() < 1e-5
+
+
+@pytest.mark.parametrize("trim, rounds", [(0.15, 2), (0.3, 1), (0.15, 0), (0, 2)])
+def test_the_anchors_that_agree_least_are_trimmed(trim, rounds):
+    x, y = two_spaces(260, 16, 20, noise=0.5)
+    kept = trimmed(x[:200], y[:200], trim, rounds if trim else 0)
+    made = Procrustes(trim, rounds).prepare(x[:200], x[200:]).rows(y[:200])[:]
+    assert relative_error(made, mapped(x[kept], y[kept], x[200:])).max() < 1e-4
+
+
+def test_wrong_pairs_are_what_is_trimmed():
+    x, truth = two_spaces(300, 16, 16, noise=0.05)
+    y = truth[:200].copy()
+    wrong = np.random.default_rng(4).choice(200, 40, replace=False)
+    y[wrong] = y[np.roll(wrong, 1)]
+    right = np.setdiff1d(np.arange(200), wrong)
+    untrimmed, made = (
+        Procrustes(trim, 1).prepare(x[:200], x[200:]).rows(y)[:] for trim in (0, 0.2)
+    )
+    alone = Procrustes(0).prepare(x[right], x[200:]).rows(y[right])[:]
+    assert relative_error(made, alone).max() < 1e-5
+    errors = [relative_error(rows, truth[200:]).mean() for rows in (made, untrimmed)]
+    assert errors[0] < 0.6 * errors[1]
+
+
+def test_align_goes_from_rotation_to_regression():
+    x, y = two_spaces(260, 16, 20, noise=0.5)
+    known, missing, y = x[:200], x[200:], y[:200]
+    turned = Procrustes(rounds=0).prepare(known, missing).rows(y)[:]
+    regressed = ridge_reference(known, missing, y, 1.0)
+    assert relative_error(turned, regressed).min() > 0.01
+    for soften in (0, 0.3, 1):
+        made = Align(rounds=0, soften=soften).prepare(known, missing).rows(y)[:]
+        expected = (1 - soften) * turned + soften * regressed
+        assert relative_error(made, expected).max() < 1e-5
+
+
+def self_learning():
+    """30 right and 120 wrong anchors that are wanted too, 20 sure ones; 400 missing tokens."""
+    x, y = two_spaces(570, 16, 16, noise=0.1)
+    source = y[:170].copy()
+    source[50:170] = source[50 + np.random.default_rng(2).permutation(120)]
+    wanted = np.vstack([x[20:170], x[170:]])
+    own = np.concatenate([np.arange(20, 170), np.full(400, NO_ANCHOR)])
+    return x[:170], wanted, own, source, y
+
+
+@pytest.mark.parametrize("soften", [0, 0.3])
+def test_rounds_find_the_pairs_that_the_anchors_are_not(soften):
+    x, wanted, own, source, truth = self_learning()
+    # the frequent words stand in another order than the tokens
+    words = truth[np.random.default_rng(5).permutation(np.arange(20, 570))]
+    errors = []
+    for rounds in (0, 1, 3):
+        prepared = Align(rounds, soften).prepare(x, wanted, own)
+        made = prepared.rows(source, words)[:]
+        errors.append(relative_error(made, truth[20:]).mean())
+        cuts = [0, 1, 1, 40, len(wanted)]
+        parts = [prepared.rows(source, words)[a:b] for a, b in pairwise(cuts)]
+        assert np.allclose(np.vstack(parts), made, atol=1e-4)
+    assert errors[2] < 0.4 * errors[0]
+    assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("words", [None, 0])
+def test_without_words_or_wanted_tokens_there_are_no_rounds(words):
+    x, wanted, own, source, truth = self_learning()
+    given = None if words is None else truth[:words]
+    made = Align().prepare(x, wanted, own).rows(source, given)[:]
+    assert np.array_equal(made, Align(rounds=0).prepare(x, wanted, own).rows(source)[:])
+    assert Align().prepare(x, wanted[:0]).rows(source, truth)[:].shape == (0, 16)
+
+
+def test_sure_anchors_stay_in_every_round_and_unsure_ones_leave():
+    x, wanted, own, source, truth = self_learning()
+    made = Align(1).prepare(x, wanted, own).rows(source, truth[20:])[:]
+    before = Align(0).prepare(x, wanted, own).rows(source)[:]
+    center = source.astype(np.float64).mean(axis=0)
+    ours, theirs = mutual((before - center).astype(np.float32), truth[20:])
+    known, rows = np.vstack([x[:20], wanted[ours]]), np.vstack([source[:20], truth[20:][theirs]])
+    expected = Align(0).prepare(known, wanted).rows(rows)[:]
+    assert relative_error(made, expected).max() < 1e-4
+
+
+def brute_mutual(left, right):
+    left, right = (unit(rows - rows.mean(axis=0)) for rows in (left.astype(float), right))
+    near = [
+        [np.mean(sorted((float(a @ b) for b in others), reverse=True)[:10]) for a in rows]
+        for rows, others in ((left, right), (right, left))
+    ]
+    scores = np.array(
+        [
+            [2 * float(a @ b) - near[0][i] - near[1][j] for j, b in enumerate(right)]
+            for i, a in enumerate(left)
+        ]
+    )
+    return [
+        (i, int(scores[i].argmax()))
+        for i in range(len(left))
+        if scores[:, scores[i].argmax()].argmax() == i
+    ]
+
+
+@pytest.mark.parametrize("sizes", [(40, 60), (60, 40), (5, 30)])
+def test_mutual_pairs_are_those_of_the_formula(sizes):
+    generator = np.random.default_rng(1)
+    left = generator.standard_normal((sizes[0], 6)).astype(np.float32)
+    right = generator.standard_normal((sizes[1], 6)).astype(np.float32) + 1
+    right[:5] = left[:5] + 1
+    right[7:12] += generator.standard_normal(6).astype(np.float32)  # a dense place: hubs
+    expected = brute_mutual(left, right)
+    found = list(zip(*map(np.ndarray.tolist, mutual(left, right)), strict=True))
+    assert found == expected
+    if sizes[0] > 5:  # the hubs did matter
+        cosine = unit(left - left.mean(axis=0)) @ unit(right - right.mean(axis=0)).T
+        plain = cosine.argmax(axis=1)
+        assert [(i, j) for i, j in enumerate(plain) if cosine[:, j].argmax() == i] != expected
+
+
+def test_mutual_is_not_confused_by_a_large_mean():
+    generator = np.random.default_rng(1)
+    left = generator.standard_normal((40, 6)).astype(np.float32)
+    right = (left[::-1] + 1e4).astype(np.float32)
+    ours, theirs = mutual(left, right)
+    assert np.array_equal(ours, np.arange(40)) and np.array_equal(theirs, 39 - ours)
+
+
+@pytest.mark.parametrize("method", MAPS, ids=str)
+def test_blocks_change_nothing(method, monkeypatch):
+    x, wanted, own, source, truth = self_learning()
+    whole = method.prepare(x, wanted, own).rows(source, truth[20:])[:]
+    monkeypatch.setattr("clpstream.transfer.linear.BLOCK_BYTES", 4 * 16 * 7)
+    monkeypatch.setattr("clpstream.transfer.rows.blocks.__defaults__", (4 * 16 * 7,))
+    made = method.prepare(x, wanted, own).rows(source, truth[20:])[:]
+    assert relative_error(made, whole).max() < 1e-4
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("helper, source", [(1e-8, 1), (1e8, 1), (1, 1e-8), (1, 1e8), (1e8, 1e8)])
+@pytest.mark.parametrize("method", MAPS, ids=str)
+def test_the_scale_of_the_rows_does_not_matter(method, helper, source):
+    x, wanted, own, y, truth = self_learning()
+    expected = method.prepare(x, wanted, own).rows(y, truth[20:])[:]
+    with np.errstate(all="raise"):
+        prepared = method.prepare(x * np.float32(helper), wanted * np.float32(helper), own)
+        made = prepared.rows(y * np.float32(source), truth[20:] * np.float32(source))[:]
+    assert relative_error(made / source, expected).max() < 1e-4
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("method", MAPS, ids=str)
+def test_a_large_mean_takes_nothing_from_the_rest(method):
+    x, y = two_spaces(260, 16, 16, noise=0.2)
+    x, y = (50 * x + 1e4).astype(np.float32), (y + 1e4).astype(np.float32)
+    with np.errstate(all="raise"):
+        made = method.prepare(x[:200], x[200:]).rows(y[:200], y)[:]
+    plain = method.prepare(x[:200] - np.float32(1e4), x[200:] - np.float32(1e4))
+    expected = plain.rows(y[:200] - np.float32(1e4), y - np.float32(1e4))[:]
+    assert relative_error(made - np.float32(1e4), expected).max() < 5e-3
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("method", MAPS, ids=str)
+def test_rows_are_finite_where_there_is_little_to_learn_from(method):
+    anchors, missing, source = helper_and_source(anchors=9)
+    with np.errstate(all="raise"):
+        few = method.prepare(anchors, missing).rows(source, source)[:]
+        alike = method.prepare(anchors[[0] * 9], missing).rows(source)[:]
+        flat = method.prepare(anchors, missing).rows(source[[2] * 9])[:]
+        unsure = method.prepare(anchors, anchors, np.arange(9)).rows(source, source)[:]
+    assert np.isfinite(few).all() and np.isfinite(unsure).all()
+    assert np.abs(few).max() < 10 * np.abs(source).max()
+    center = source.mean(axis=0) if method.name == "align" else alike[0]
+    assert np.allclose(alike, center, atol=1e-5)
+    assert np.allclose(flat, source[2], atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [Procrustes(rounds=0), Align()], ids=str)
+def test_a_token_without_a_direction_gets_the_mean(method):
+    anchors, missing, source = helper_and_source()
+    missing[3], missing[50] = 0, anchors.mean(axis=0, dtype=np.float64)
+    prepared = method.prepare(anchors, missing)
+    assert list(prepared.guarded["no direction in the helper"]) == [3, 50]
+    made = prepared.rows(source)[:]
+    assert np.allclose(made[[3, 50]], source.mean(axis=0), atol=1e-5)
+    assert np.allclose(prepared.rows(source)[49:51], made[49:51], atol=1e-5)
+    assert prepared.nearest([3], 5)[0][0].tolist() == []
+
+
+def test_nan_in_the_source_never_becomes_a_row():
+    anchors, missing, source = helper_and_source()
+    broken = source.copy()
+    broken[7, 3] = np.nan
+    for method in MAPS:
+        with pytest.raises(TransferError, match="source has NaN"):
+            method.prepare(anchors, missing).rows(broken)
+    with pytest.raises(TransferError, match="frequent"):
+        Align().prepare(anchors, missing).rows(source, broken)
+
+
+def test_options_out_of_range_are_refused():
+    for options in ({"trim": 1}, {"trim": -0.1}, {"trim": float("nan")}, {"rounds": -1}):
+        with pytest.raises(TransferError, match=next(iter(options))):
+            Procrustes(**options)
+    for options in ({"soften": 1.1}, {"soften": float("nan")}, {"rounds": 1.5}):
+        with pytest.raises(TransferError, match=next(iter(options))):
+            Align(**options)
