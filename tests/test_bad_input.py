@@ -31,10 +31,10 @@ from make import (
     write_source,
     write_tokenizer,
 )
+from plain import convert
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-import clpstream
 from clpstream import Clp, ClpstreamError, Knn, OutputError, TransferError
 
 FIRST = "source/model-00001-of-00002.safetensors"
@@ -411,7 +411,9 @@ MISTAKES: dict[str, Mistake] = {
     "--neighbors 0": Mistake(nothing(), ("--neighbors", "0"), (*TO, "--neighbors", "0")),
     "--temperature 0": Mistake(nothing(), ("--temperature", "0"), (*TO, "--temperature", "0")),
     "--temperature -1": Mistake(nothing(), ("--temperature", "-1"), (*TO, "--temperature", "-1")),
-    "--temperature nan": Mistake(nothing(), ("temperature", "nan"), (*TO, "--temperature", "nan")),
+    "--temperature nan": Mistake(
+        nothing(), ("temperature", "nan"), (*TO, "--method", "knn", "--temperature", "nan")
+    ),
     "--temperature a word": Mistake(
         nothing(), ("--temperature", "hot"), (*TO, "--temperature=hot")
     ),
@@ -601,7 +603,7 @@ def test_an_unexplained_tensor_gets_new_rows_with_vocab_tensor(pair: Pair) -> No
     """--vocab-tensor decides: indexed by token id."""
     tensors(SECOND, unexplained)(pair.source.parent)
     old = read_tensors(pair.source)["model.token_scale"]
-    clpstream.convert(*pair, vocab_tensors=["model.token_scale"])
+    convert(*pair, vocab_tensors=["model.token_scale"])
     new = read_tensors(pair.output)["model.token_scale"]
     assert (new[Q] == old[Q]).all()
     assert not (new[UND] == old[UND]).all()
@@ -611,7 +613,7 @@ def test_an_unexplained_tensor_stays_with_pass_through(pair: Pair) -> None:
     """--pass-through decides: not indexed by token id."""
     tensors(SECOND, unexplained)(pair.source.parent)
     old = read_tensors(pair.source)["model.token_scale"]
-    clpstream.convert(*pair, pass_through=["model.token_scale"])
+    convert(*pair, pass_through=["model.token_scale"])
     assert (read_tensors(pair.output)["model.token_scale"] == old).all()
 
 
@@ -619,7 +621,7 @@ def test_input_embeddings_of_an_unknown_name_can_be_named(pair: Pair) -> None:
     """--vocab-tensor is the way out where no tensor has a known name."""
     RENAMED(pair.source.parent)
     old = read_tensors(pair.source)["model.tokens.table"]
-    clpstream.convert(*pair, vocab_tensors=["model.tokens.table"])
+    convert(*pair, vocab_tensors=["model.tokens.table"])
     new = read_tensors(pair.output)["model.tokens.table"]
     assert (new[Q] == old[Q]).all()
     assert not (new[UND] == old[UND]).all()
@@ -630,14 +632,14 @@ def test_a_tensor_with_the_vocabulary_on_its_second_axis_is_made_by_columns(pair
     tensors(SECOND, rows_on_axis_one)(pair.source.parent)
     write_helper(pair.helper, [*TARGET_WORDS, " mehr"])
     old = read_tensors(pair.source)["model.token_scale"]
-    clpstream.convert(*pair, vocab_tensors=["model.token_scale"])
+    convert(*pair, vocab_tensors=["model.token_scale"])
     new = read_tensors(pair.output)["model.token_scale"]
     assert new.shape == (3, old.shape[1] + 1)
     assert (new[:, Q] == old[:, Q]).all()
     tensors(SECOND, lambda found: found.update({"model.token_scale": old.T.copy()}))(
         pair.source.parent
     )
-    clpstream.convert(*pair, vocab_tensors=["model.token_scale"], overwrite=True)
+    convert(*pair, vocab_tensors=["model.token_scale"], overwrite=True)
     assert np.allclose(new.T, read_tensors(pair.output)["model.token_scale"], atol=1e-6)
 
 
@@ -647,7 +649,7 @@ def test_a_dangling_link_is_not_taken_for_a_file_that_is_not_there(pair: Pair, n
     (pair.source / name).unlink(missing_ok=True)
     (pair.source / name).symlink_to(pair.source / "gone")
     with pytest.raises(ClpstreamError, match=name):
-        clpstream.convert(*pair)
+        convert(*pair)
 
 
 # --- disk
@@ -661,16 +663,16 @@ def test_too_little_room_on_the_disk_is_found_before_anything_is_written(
     usage = shutil.disk_usage(pair.source)._replace(free=4321)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OutputError, match=r"target: [\d,]+ bytes are needed and 4,321 are free"):
-        clpstream.convert(*pair)
+        convert(*pair)
     assert snapshot(pair.source.parent) == before
 
 
 def test_room_for_the_target_is_enough(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is asked for is what is written, with a few kilobytes for the report."""
-    needed = clpstream.convert(*pair, dry_run=True).bytes_to_write
+    needed = convert(*pair, dry_run=True).bytes_to_write
     usage = shutil.disk_usage(pair.source)._replace(free=needed)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    clpstream.convert(*pair)
+    convert(*pair)
     written = sum(path.stat().st_size for path in pair.output.rglob("*") if path.is_file())
     assert needed - 100 <= written <= needed + 20_000
 
@@ -695,7 +697,7 @@ def test_no_copied_row_may_have_nan(pair: Pair, method: str) -> None:
     for word, row in [("a", words["a"]), ("z", words["z"]), (" in", words[" in"])]:
         spoil(SECOND, HEAD, row, NAN)(pair.source.parent)
         with pytest.raises(TransferError, match=re.escape(f"'{HEAD}': row {row} (token '{word}')")):
-            clpstream.convert(*pair, method=METHODS[method])
+            convert(*pair, method=METHODS[method])
         assert not pair.output.exists()
         (pair.source.parent / SECOND).write_bytes(content)
 
@@ -708,11 +710,11 @@ def test_nan_and_inf_are_seen_in_every_dtype(tmp_path: Path, dtype: str, value: 
     content = (tmp_path / FIRST).read_bytes()
     spoil(FIRST, EMBEDDINGS, Q, value)(tmp_path)
     with pytest.raises(TransferError, match=r"embed_tokens.*\(token 'q'\) has NaN or Inf"):
-        clpstream.convert(*pair)
+        convert(*pair)
     (tmp_path / FIRST).write_bytes(content)
     spoil(HELPER, TABLE, UND, value)(tmp_path)
     with pytest.raises(TransferError, match=r"wte.*\(token ' und'\) has NaN or Inf"):
-        clpstream.convert(*pair)
+        convert(*pair)
     assert not pair.output.exists()
 
 
@@ -726,7 +728,7 @@ def test_nan_in_rows_that_nobody_needs_does_not_stop_the_run(tmp_path: Path, met
     for row in (-1, -PADDED):
         spoil(FIRST, EMBEDDINGS, row, INF)(tmp_path)
         spoil(HELPER, TABLE, row, NAN)(tmp_path)
-    clpstream.convert(*pair, method=METHODS[method])
+    convert(*pair, method=METHODS[method])
     made = read_tensors(pair.output)
     assert len(made[EMBEDDINGS]) == len(made[HEAD]) == 1 + len(TARGET_WORDS)
     assert np.isfinite(made[EMBEDDINGS]).all()
@@ -792,7 +794,7 @@ def test_json_of_any_shape_is_used_or_refused_clearly(pair: Pair, data: st.DataO
     )
     write_json(place / name, content)
     try:
-        clpstream.convert(*pair, dry_run=True)
+        convert(*pair, dry_run=True)
     except ClpstreamError as error:
         assert "\n" not in str(error)
     finally:

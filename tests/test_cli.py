@@ -132,7 +132,17 @@ def test_every_choice_of_the_library_is_one_of_the_command_line():
 
 
 def test_options_reach_the_method(pair):
-    options = ["--neighbors", "4", "--weights", "sparsemax", "--no-center", "--match", "exact"]
+    options = [
+        "--method",
+        "knn",
+        "--neighbors",
+        "4",
+        "--weights",
+        "sparsemax",
+        "--no-center",
+        "--match",
+        "exact",
+    ]
     assert run("convert", *pair, *options).returncode == 0
     assert read_json(pair.output / "clpstream.json")["options"] == {
         "method": "knn",
@@ -207,10 +217,10 @@ def test_an_error_is_one_line_whatever_the_names(pair):
 
 @pytest.mark.parametrize("weights", ["softmax", "similarity"])
 def test_the_bytes_of_knn_do_not_depend_on_the_number_of_threads(tmp_path, weights):
-    outputs = []
+    outputs, options = [], ["--method", "knn", "--weights", weights]
     for count in ("1", "2", "3"):
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), count)
-        assert run("demo", tmp_path / count, "-q", "--weights", weights, **threads).returncode == 0
+        assert run("demo", tmp_path / count, "-q", *options, **threads).returncode == 0
         outputs.append({p.name: p.read_bytes() for p in (tmp_path / count).iterdir()})
     assert outputs[0] == outputs[1] == outputs[2]
 

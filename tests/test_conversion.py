@@ -24,6 +24,7 @@ from make import (
     write_source,
     write_tokenizer,
 )
+from plain import convert
 
 import clpstream
 from clpstream import Clp, Knn
@@ -70,9 +71,7 @@ def words(array):
 def test_every_family_in_every_dtype(tmp_path, family, untied, dtype, method):
     write_source(tmp_path / "source", family, dtype=dtype, untied=untied, padding=5, shards=2)
     write_helper(tmp_path / "helper", kind="metaspace", dtype="BF16", padding=2)
-    result = clpstream.convert(
-        tmp_path / "source", tmp_path / "helper", tmp_path / "target", method=method
-    )
+    result = convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target", method=method)
     source, target = read_tensors(tmp_path / "source"), read_tensors(tmp_path / "target")
     helper = read_tensors(tmp_path / "helper")["transformer.wte.weight"]
     embeddings, head = FAMILIES[family]
@@ -100,7 +99,7 @@ def test_every_family_in_every_dtype(tmp_path, family, untied, dtype, method):
 @pytest.mark.parametrize("method", [Clp(), Knn(weights="sparsemax"), Knn()], ids=str)
 def test_two_runs_give_the_same_bytes(pair, tmp_path, method):
     for name in ("one", "two"):
-        clpstream.convert(pair.source, pair.helper, tmp_path / name, method=method)
+        convert(pair.source, pair.helper, tmp_path / name, method=method)
     first, second = (
         {p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("one", "two")
     )
@@ -116,7 +115,7 @@ def test_a_copied_row_keeps_every_bit(tmp_path):
     row = np.array([0x80000000, 1, 0x807FFFFF, 0x00400000] * 4, np.uint32).view(np.float32)
     tensors["model.embed_tokens.weight"][SOURCE_IDS[3]] = row
     write_checkpoint(tmp_path / "source", tensors, read_json(tmp_path / "source" / "config.json"))
-    clpstream.convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target")
+    convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target")
     after = read_tensors(tmp_path / "target")["model.embed_tokens.weight"][TARGET_IDS[3]]
     assert after.tobytes() == row.tobytes()
 
@@ -124,7 +123,7 @@ def test_a_copied_row_keeps_every_bit(tmp_path):
 def test_a_shard_without_vocabulary_tensors_is_copied_whole(tmp_path):
     write_source(tmp_path / "source", "gpt2", shards=4)
     write_helper(tmp_path / "helper")
-    clpstream.convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target")
+    convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target")
     for place in (2, 3, 4):
         name = f"model-{place:05}-of-00004.safetensors"
         assert (tmp_path / "target" / name).read_bytes() == (
@@ -133,7 +132,7 @@ def test_a_shard_without_vocabulary_tensors_is_copied_whole(tmp_path):
 
 
 def test_the_index_counts_bytes_and_parameters(pair):
-    clpstream.convert(*pair)
+    convert(*pair)
     index = read_json(pair.output / "model.safetensors.index.json")
     tensors = read_tensors(pair.output)
     assert index["metadata"] == {
@@ -150,7 +149,7 @@ def test_a_stated_number_of_parameters_changes_by_the_new_rows_only(pair):
     index = read_json(where)
     index["metadata"] |= {"total_parameters": 10**9, "made_by": "somebody"}
     write_json(where, index)
-    clpstream.convert(*pair)
+    convert(*pair)
     metadata = read_json(pair.output / "model.safetensors.index.json")["metadata"]
     more = len(TARGET_WORDS) - len(SOURCE_WORDS)
     assert metadata["total_parameters"] == 10**9 + 2 * 16 * more
@@ -164,7 +163,7 @@ def test_ids_without_a_token_get_the_mean_of_the_anchors(pair):
     write_json(pair.helper / "tokenizer.json", tokenizer)
     rows = random_rows(len(vocabulary) + 3, 8, 6)
     write_checkpoint(pair.helper, {"transformer.wte.weight": rows}, {"model_type": "gpt2"})
-    result = clpstream.convert(*pair)
+    result = convert(*pair)
     assert result.report.counts.unused == 3
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         before, after = read_tensors(pair.source)[name], read_tensors(pair.output)[name]
@@ -177,7 +176,7 @@ def test_both_tied_tensors_in_the_file_stay_equal(tmp_path):
     tensors = read_tensors(tmp_path / "source")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     write_checkpoint(tmp_path / "source", tensors, {"model_type": "llama"})
-    result = clpstream.convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target")
+    result = convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target")
     target = read_tensors(tmp_path / "target")
     assert result.report.tied
     assert np.array_equal(target["lm_head.weight"], target["model.embed_tokens.weight"])
@@ -190,7 +189,7 @@ def test_a_head_bias_gets_the_same_combination(tmp_path):
     tensors = read_tensors(tmp_path / "source")
     tensors["lm_head.bias"] = random_rows(1 + len(SOURCE_WORDS), 1, 9)[:, 0]
     write_checkpoint(tmp_path / "source", tensors, {"model_type": "llama"})
-    clpstream.convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target")
+    convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target")
     bias = read_tensors(tmp_path / "target")["lm_head.bias"]
     helper = read_tensors(tmp_path / "helper")["transformer.wte.weight"]
     expected = expected_rows(helper, tensors["lm_head.bias"][:, None], "knn")
@@ -207,7 +206,7 @@ def test_weights_of_layers_and_positions_are_not_taken_for_vocabulary(tmp_path):
     tensors["h.0.mlp.c_proj.weight"] = random_rows(len(rows), 16, 7)
     tensors["transformer.wpe.weight"] = random_rows(len(rows), 16, 8)
     write_checkpoint(tmp_path / "source", tensors, {"model_type": "gpt2"})
-    clpstream.convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target")
+    convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target")
     target = read_tensors(tmp_path / "target")
     for name in ("h.0.mlp.c_fc.weight", "transformer.wpe.weight"):
         assert np.array_equal(target[name], tensors[name])
@@ -221,8 +220,8 @@ def test_a_table_with_a_known_name_for_something_shorter_is_not_guessed_at(tmp_p
     write_checkpoint(tmp_path / "source", tensors, {"model_type": "gpt2"})
     both = tmp_path / "source", tmp_path / "helper"
     with pytest.raises(clpstream.CheckpointError, match=r"speech.*20 rows.*--pass-through"):
-        clpstream.convert(*both, tmp_path / "target")
-    clpstream.convert(*both, tmp_path / "target", pass_through=["speech.codes.embed_tokens.weight"])
+        convert(*both, tmp_path / "target")
+    convert(*both, tmp_path / "target", pass_through=["speech.codes.embed_tokens.weight"])
 
 
 @pytest.mark.parametrize("method", ["knn", "clp"])
@@ -232,9 +231,9 @@ def test_blocks_of_rows_that_are_all_shared_or_all_missing(tmp_path, monkeypatch
     write_source(tmp_path / "source", "gpt2")
     write_helper(tmp_path / "helper", words)
     both = tmp_path / "source", tmp_path / "helper"
-    clpstream.convert(*both, tmp_path / "whole", method=method)
+    convert(*both, tmp_path / "whole", method=method)
     monkeypatch.setattr("clpstream.output.target_rows.BLOCK_BYTES", 3 * 4 * 16)
-    clpstream.convert(*both, tmp_path / "blocks", method=method)
+    convert(*both, tmp_path / "blocks", method=method)
     name = FAMILIES["gpt2"][0]
     whole, blocks = (read_tensors(tmp_path / n)[name] for n in ("whole", "blocks"))
     assert np.allclose(whole, blocks, atol=1e-6)
@@ -249,7 +248,7 @@ def test_a_table_in_one_layer_only_is_not_taken_for_the_body(tmp_path):
     tensors["h.3.head_table"] = random_rows(len(rows), 16, 7)
     write_checkpoint(tmp_path / "source", tensors, {"model_type": "gpt2"})
     with pytest.raises(clpstream.CheckpointError, match=r"h\.3\.head_table.*--vocab-tensor"):
-        clpstream.convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target")
+        convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target")
 
 
 @pytest.mark.parametrize(
@@ -262,7 +261,7 @@ def test_numbered_tables_outside_layers_are_not_taken_for_the_body(tmp_path, nam
     tensors |= {name.format(n): random_rows(len(rows), 16, n) for n in range(3)}
     write_checkpoint(tmp_path / "source", tensors, {"model_type": "gpt2"})
     with pytest.raises(clpstream.CheckpointError, match=r"0\.(1\.)?weight.*--vocab-tensor"):
-        clpstream.convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target")
+        convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target")
 
 
 def test_a_layer_that_is_like_no_other_is_the_body_all_the_same(tmp_path):
@@ -276,18 +275,18 @@ def test_a_layer_that_is_like_no_other_is_the_body_all_the_same(tmp_path):
     for expert in range(3):
         tensors[f"model.layers.1.mlp.experts.{expert}.w"] = random_rows(4, 16, expert)
     write_checkpoint(tmp_path / "source", tensors, {"model_type": "gpt2"})
-    clpstream.convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target")
+    convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target")
     assert len(read_tensors(tmp_path / "target")["model.layers.0.mlp.up_proj.weight"]) == len(rows)
 
 
 def test_a_vocabulary_tensor_that_passes_through_all_the_same_is_warned_about(pair):
     words = [*TARGET_WORDS, "new"]
     write_helper(pair.helper, words)
-    result = clpstream.convert(*pair, pass_through=["lm_head.weight"])
+    result = convert(*pair, pass_through=["lm_head.weight"])
     assert any("lm_head.weight" in warning for warning in result.report.warnings)
     with pytest.raises(clpstream.CheckpointError, match="both"):
         decided = ["lm_head.weight"]
-        clpstream.convert(*pair, pass_through=decided, vocab_tensors=decided, overwrite=True)
+        convert(*pair, pass_through=decided, vocab_tensors=decided, overwrite=True)
 
 
 def test_float64_embeddings_convert_and_what_float32_can_not_hold_is_refused(tmp_path):
@@ -299,13 +298,13 @@ def test_float64_embeddings_convert_and_what_float32_can_not_hold_is_refused(tmp
     name = FAMILIES["gpt2"][0]
     tensors[name] = tensors[name].astype(np.float64) * (1 + 2**-40)
     write_checkpoint(tmp_path / "source", tensors, {"model_type": "gpt2"})
-    clpstream.convert(*both, tmp_path / "target")
+    convert(*both, tmp_path / "target")
     after = read_tensors(tmp_path / "target")[name]
     assert after[TARGET_IDS].tobytes() == tensors[name][SOURCE_IDS].tobytes()
     tensors[name][SOURCE_IDS[5]] = 1e200
     write_checkpoint(tmp_path / "source", tensors, {"model_type": "gpt2"})
     with pytest.raises(clpstream.TransferError, match=f"row {SOURCE_IDS[5]}"):
-        clpstream.convert(*both, tmp_path / "other", method="clp")
+        convert(*both, tmp_path / "other", method="clp")
 
 
 def test_rows_of_a_tensor_are_indexed_like_those_of_an_array(pair):
@@ -328,9 +327,9 @@ def test_the_user_decides_about_a_tensor_that_is_not_known(tmp_path):
     write_checkpoint(tmp_path / "source", tensors, {"model_type": "gpt2"})
     both = tmp_path / "source", tmp_path / "helper"
     with pytest.raises(clpstream.CheckpointError, match=r"extra\.table.*--vocab-tensor"):
-        clpstream.convert(*both, tmp_path / "target")
-    clpstream.convert(*both, tmp_path / "passed", pass_through=["extra.table"])
-    clpstream.convert(*both, tmp_path / "rewritten", vocab_tensors=["extra.table"])
+        convert(*both, tmp_path / "target")
+    convert(*both, tmp_path / "passed", pass_through=["extra.table"])
+    convert(*both, tmp_path / "rewritten", vocab_tensors=["extra.table"])
     assert np.array_equal(read_tensors(tmp_path / "passed")["extra.table"], tensors["extra.table"])
     rewritten = read_tensors(tmp_path / "rewritten")["extra.table"]
     assert np.array_equal(rewritten[TARGET_IDS], tensors["extra.table"][SOURCE_IDS])
@@ -345,7 +344,7 @@ def test_the_target_has_the_helpers_tokenizer_and_the_sources_code_and_licence(p
         write_json(pair.helper / name, {})
     for name in ("chat_template.jinja", "merges.txt", "LICENSE", "README.md"):
         (pair.helper / name).write_bytes(f"helper\r\n{name} \xe4".encode("latin-1"))
-    result = clpstream.convert(*pair)
+    result = convert(*pair)
     from_helper = {"tokenizer.json", "tokenizer_config.json", "added_tokens.json",
                    "special_tokens_map.json", "chat_template.jinja", "merges.txt"}  # fmt: skip
     written = {"config.json", "clpstream.json", "model.safetensors.index.json",
@@ -361,7 +360,7 @@ def test_the_target_has_the_helpers_tokenizer_and_the_sources_code_and_licence(p
 
 
 def test_the_report_says_what_was_done(pair):
-    result = clpstream.convert(*pair, method=Knn(neighbors=3))
+    result = convert(*pair, method=Knn(neighbors=3))
     report = read_json(pair.output / "clpstream.json")
     assert report == json.loads(json.dumps(result.report.to_json()))
     assert report["versions"]["clpstream"] == clpstream.__version__
@@ -379,20 +378,20 @@ def test_the_report_says_what_was_done(pair):
 
 
 def test_the_fingerprint_follows_the_values(pair, tmp_path):
-    before = clpstream.convert(*pair).report
+    before = convert(*pair).report
     tensors = read_tensors(pair.helper)
     tensors["transformer.wte.weight"][7] += 1
     write_checkpoint(pair.helper, tensors, read_json(pair.helper / "config.json"))
-    after = clpstream.convert(pair.source, pair.helper, tmp_path / "other").report
+    after = convert(pair.source, pair.helper, tmp_path / "other").report
     assert before.source.fingerprint == after.source.fingerprint
     assert before.helper.fingerprint != after.helper.fingerprint
 
 
 def test_a_dry_run_writes_nothing_and_knows_the_size(pair):
     before = sorted(pair.source.parent.rglob("*"))
-    planned = clpstream.convert(*pair, dry_run=True)
+    planned = convert(*pair, dry_run=True)
     assert sorted(pair.source.parent.rglob("*")) == before
-    done = clpstream.convert(*pair)
+    done = convert(*pair)
     written = {path.name: path.stat().st_size for path in pair.output.iterdir()}
     del written["clpstream.json"]
     assert planned.output is None
@@ -420,14 +419,14 @@ def test_progress_adds_up(pair):
             return record()
 
     recorder = Recorder()
-    clpstream.convert(*pair, progress=recorder)
+    convert(*pair, progress=recorder)
     shards = sum(path.stat().st_size for path in pair.output.glob("*.safetensors"))
     assert recorder.tasks == [["tokens", len(MISSING), len(MISSING)], ["B", shards, shards]]
 
 
 def test_a_config_without_a_vocabulary_size_gets_one(pair):
     write_json(pair.source / "config.json", {"model_type": "llama"})
-    clpstream.convert(*pair)
+    convert(*pair)
     assert read_json(pair.output / "config.json") == {
         "model_type": "llama",
         "vocab_size": 1 + len(TARGET_WORDS),
@@ -439,12 +438,12 @@ def test_a_config_without_a_vocabulary_size_gets_one(pair):
 
 def test_every_other_way_of_copying_gives_the_same_bytes(pair, tmp_path, monkeypatch):
     """Without copy_file_range, then without sendfile either."""
-    clpstream.convert(*pair)
+    convert(*pair)
     expected = {path.name: path.read_bytes() for path in pair.output.iterdir()}
     for place, call in enumerate(("copy_file_range", "sendfile")):
         monkeypatch.setattr(os, call, refuse)
         output = tmp_path / f"other{place}"
-        clpstream.convert(pair.source, pair.helper, output)
+        convert(pair.source, pair.helper, output)
         assert {path.name: path.read_bytes() for path in output.iterdir()} == expected
 
 
@@ -453,14 +452,14 @@ def refuse(*arguments, **named):
 
 
 def test_strings_are_paths_too(pair):
-    result = clpstream.convert(*map(str, pair))
+    result = convert(*map(str, pair))
     assert result.output == Path(pair.output)
 
 
 def test_a_source_can_be_its_own_helper(tmp_path):
     """Every token is shared: the target is the source again, without its padding rows."""
     write_source(tmp_path / "source", "gpt2", padding=3)
-    result = clpstream.convert(tmp_path / "source", tmp_path / "source", tmp_path / "target")
+    result = convert(tmp_path / "source", tmp_path / "source", tmp_path / "target")
     before, after = read_tensors(tmp_path / "source"), read_tensors(tmp_path / "target")
     assert result.report.counts.missing == 0
     name = FAMILIES["gpt2"][0]
@@ -473,7 +472,7 @@ def test_a_token_that_is_there_twice_copies_one_row_twice(tmp_path):
     write_checkpoint(tmp_path / "source", rows, {"model_type": "gpt2"})
     write_tokenizer(tmp_path / "helper", ["a"], "metaspace", byte_pieces=True)
     write_checkpoint(tmp_path / "helper", {"wte.weight": random_rows(258, 8, 3)}, {})
-    clpstream.convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target")
+    convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target")
     after = read_tensors(tmp_path / "target")[FAMILIES["gpt2"][0]]
     before = rows[FAMILIES["gpt2"][0]]
     assert np.array_equal(after[257], before[1])

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plain
 import pytest
 from make import read_json, write_json
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-import clpstream
 from clpstream.demo import HELPER, SOURCE, run_demo
 
 _WHY = "needs the interop extra: pip install 'clpstream[interop]'"
@@ -556,7 +556,7 @@ def converted(
         max_shard_size=SMALL_SHARDS if case.sharded else "1GB",
     )
     helper = shelf.helper(case.helper, case.padded_to)
-    result = clpstream.convert(source, helper, place / "target", method=case.method)
+    result = plain.convert(source, helper, place / "target", method=case.method)
     yield Converted(
         case,
         source,
@@ -661,7 +661,7 @@ def test_a_head_that_differs_is_kept_although_the_config_says_tied(
     source = shutil.copytree(shelf.source("tied"), tmp_path / "source")
     torch.manual_seed(11)
     add_head(source, lambda embeddings: torch.randn_like(embeddings))
-    result = clpstream.convert(source, shelf.helper("byte-level"), tmp_path / "target")
+    result = plain.convert(source, shelf.helper("byte-level"), tmp_path / "target")
     old, new = load(source), load(tmp_path / "target")
     assert (is_tied(old), is_tied(new)) == (False, False)
     check_all_rows(shelf, old, new, "byte-level")
@@ -688,7 +688,7 @@ def check_all_rows(shelf: Shelf, old: Any, new: Any, kind: str) -> None:
 
 
 def convert(source: Path, helper: Path, place: Path) -> Path:
-    clpstream.convert(source, helper, place / "target")
+    plain.convert(source, helper, place / "target")
     return place / "target"
 
 
@@ -731,7 +731,7 @@ def test_every_stop_token_of_a_list_stops(shelf: Shelf, tmp_path: Path) -> None:
     stops = [english.ids[piece] for piece in ("<|endoftext|>", "<|only|>", "<|im_end|>")]
     for file in ("config.json", "generation_config.json"):
         write_json(source / file, {**read_json(source / file), "eos_token_id": stops})
-    result = clpstream.convert(source, shelf.helper("unigram"), tmp_path / "target")
+    result = plain.convert(source, shelf.helper("unigram"), tmp_path / "target")
     new, shared = load(tmp_path / "target"), overlap(english, german)
     found = new.generation_config.eos_token_id
     assert found[0] == german.ids["</s>"]
@@ -882,7 +882,7 @@ def test_a_warning_tells_where_auto_tokenizer_reads_the_wrong_tokenizer(
     shelf: Shelf, tmp_path: Path
 ) -> None:
     source = save_model(tmp_path / "source", shelf.english("byte-level"), "qwen2")
-    result = clpstream.convert(source, shelf.helper("metaspace"), tmp_path / "target")
+    result = plain.convert(source, shelf.helper("metaspace"), tmp_path / "target")
     assert any("AutoTokenizer" in warning for warning in result.report.warnings)
 
 

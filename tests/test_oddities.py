@@ -23,6 +23,7 @@ from make import (
     write_json,
     write_tokenizer,
 )
+from plain import convert
 from safetensors import deserialize
 
 import clpstream
@@ -146,7 +147,7 @@ def test_a_vocabulary_is_known_by_its_names(name: str, tmp_path: Path) -> None:
     kinds = ODDITIES[name]
     before = tensors_of(kinds) | BODY
     source, helper, target = write(tmp_path, before)
-    clpstream.convert(source, helper, target)
+    convert(source, helper, target)
     after = read_tensors(target)
     assert after.keys() == before.keys()
     for tensor, kind in kinds.items():
@@ -160,7 +161,7 @@ def test_a_vocabulary_is_known_by_its_names(name: str, tmp_path: Path) -> None:
 def test_chatglm_says_its_size_in_padded_vocab_size(tmp_path: Path) -> None:
     config = {"model_type": "chatglm", "padded_vocab_size": ROWS}
     source, helper, target = write(tmp_path, tensors_of(ODDITIES["chatglm"]), config)
-    clpstream.convert(source, helper, target)
+    convert(source, helper, target)
     assert read_json(target / "config.json")["padded_vocab_size"] == TARGET_ROWS
 
 
@@ -170,7 +171,7 @@ def test_rows_after_the_vocabulary_stay_after_it(tmp_path: Path) -> None:
     before = {embeddings: random_rows(ROWS + 8, WIDTH, 1), head: random_rows(ROWS, WIDTH, 2)}
     config = {"model_type": "mllama", "text_config": {"vocab_size": ROWS}}
     source, helper, target = write(tmp_path, before | BODY, config)
-    clpstream.convert(source, helper, target)
+    convert(source, helper, target)
     after = read_tensors(target)
     check_rows(before[head], after[head])
     check_rows(before[embeddings][:ROWS], after[embeddings][:TARGET_ROWS])
@@ -192,7 +193,7 @@ def test_every_token_has_per_layer_embeddings_and_images_stay_behind_them(tmp_pa
         "audio_config": {"vocab_size": 2, "vocab_offset": ROWS + 2},
     }
     source, helper, target = write(tmp_path, before, config)
-    clpstream.convert(source, helper, target)
+    convert(source, helper, target)
     after = read_tensors(target)
     check_rows(before[embeddings][:ROWS], after[embeddings][:TARGET_ROWS])
     assert np.array_equal(after[embeddings][TARGET_ROWS:], before[embeddings][ROWS:])
@@ -215,7 +216,7 @@ def test_ids_after_the_vocabulary_move_with_it(tmp_path: Path) -> None:
         "audio_config": {"vocab_size": 4, "vocab_offset": ROWS + 4},
     }
     source, helper, target = write(tmp_path, before, config)
-    clpstream.convert(source, helper, target)
+    convert(source, helper, target)
     assert read_tensors(target)["model.embed_tokens.weight"].shape == (TARGET_ROWS + 8, WIDTH)
     new = read_json(target / "config.json")
     assert new["vocab_size"] == TARGET_ROWS
@@ -229,8 +230,8 @@ def test_a_table_that_every_layer_has_does_not_pass_unseen(tmp_path: Path) -> No
     }
     source, helper, target = write(tmp_path, LLAMA | tables)
     with pytest.raises(clpstream.CheckpointError, match=r"value_embedding.*--vocab-tensor"):
-        clpstream.convert(source, helper, target)
-    clpstream.convert(source, helper, target, vocab_tensors=list(tables))
+        convert(source, helper, target)
+    convert(source, helper, target, vocab_tensors=list(tables))
     after = read_tensors(target)
     for name, before in tables.items():
         check_rows(before, after[name])
@@ -251,7 +252,7 @@ def test_a_model_with_two_vocabularies_is_refused(config: dict[str, Any], tmp_pa
     }
     source, helper, target = write(tmp_path, tensors, {"model_type": "some"} | config)
     with pytest.raises(clpstream.CheckpointError, match="two vocabularies"):
-        clpstream.convert(source, helper, target)
+        convert(source, helper, target)
 
 
 def test_a_part_with_a_vocabulary_of_its_own_keeps_its_table(tmp_path: Path) -> None:
@@ -262,7 +263,7 @@ def test_a_part_with_a_vocabulary_of_its_own_keeps_its_table(tmp_path: Path) -> 
     }
     config = {"qformer_config": {"vocab_size": ROWS - 3}, "text_config": {"vocab_size": ROWS}}
     source, helper, target = write(tmp_path, tensors, {"model_type": "some"} | config)
-    clpstream.convert(source, helper, target)
+    convert(source, helper, target)
     after = read_tensors(target)
     table = "language_model.model.embed_tokens.weight"
     check_rows(tensors[table], after[table])
@@ -279,21 +280,21 @@ def test_a_head_with_a_general_name_and_fewer_rows_is_not_guessed_at(
 ) -> None:
     source, helper, target = write(tmp_path, LLAMA | {name: random_rows(ROWS - 5, WIDTH, 3)})
     with pytest.raises(clpstream.CheckpointError, match=f"{name}.*--pass-through"):
-        clpstream.convert(source, helper, target)
-    clpstream.convert(source, helper, target, pass_through=[name])
+        convert(source, helper, target)
+    convert(source, helper, target, pass_through=[name])
 
 
 def test_what_the_user_names_goes_before_every_rule(tmp_path: Path) -> None:
     name = "depth_decoder.model.embed_tokens.weight"  # of sound, as far as its name tells
     tensors = LLAMA | {name: random_rows(ROWS, 8, 5)}
     source, helper, target = write(tmp_path, tensors)
-    clpstream.convert(source, helper, target)
+    convert(source, helper, target)
     assert np.array_equal(read_tensors(target)[name], tensors[name])
-    clpstream.convert(source, helper, target, vocab_tensors=[name], overwrite=True)
+    convert(source, helper, target, vocab_tensors=[name], overwrite=True)
     check_rows(tensors[name], read_tensors(target)[name])
     write_checkpoint(source, tensors | {"x.wte.weight": random_rows(40, 8, 6)})
     with pytest.raises(clpstream.CheckpointError, match=r"\[40, 8\].*check --vocab-tensor"):
-        clpstream.convert(source, helper, target, vocab_tensors=["x.wte.weight"], overwrite=True)
+        convert(source, helper, target, vocab_tensors=["x.wte.weight"], overwrite=True)
 
 
 def test_a_head_quantised_in_an_unknown_way_is_refused_by_name(tmp_path: Path) -> None:
@@ -301,13 +302,13 @@ def test_a_head_quantised_in_an_unknown_way_is_refused_by_name(tmp_path: Path) -
     tensors = {name: tensor for name, tensor in LLAMA.items() if name != "lm_head.weight"}
     source, helper, target = write(tmp_path, tensors | parts)
     with pytest.raises(clpstream.CheckpointError, match=r"lm_head\.weight' is quantised"):
-        clpstream.convert(source, helper, target)
+        convert(source, helper, target)
 
 
 def test_a_tied_table_may_be_stored_as_the_head(tmp_path: Path) -> None:
     tensors = {"lm_head.weight": random_rows(ROWS, WIDTH, 1)}
     source, helper, target = write(tmp_path, tensors | BODY)
-    clpstream.convert(source, helper, target)
+    convert(source, helper, target)
     check_rows(tensors["lm_head.weight"], read_tensors(target)["lm_head.weight"])
 
 
@@ -320,7 +321,7 @@ def test_two_tables_for_one_vocabulary_are_refused(tmp_path: Path) -> None:
     }
     source, helper, target = write(tmp_path, tensors, {"model_type": "molmo"})
     with pytest.raises(clpstream.ClpstreamError) as caught:
-        clpstream.convert(source, helper, target)
+        convert(source, helper, target)
     assert all(table in str(caught.value) for table in tables)
     assert not target.exists()
 
@@ -344,7 +345,7 @@ QUANTISED = {
 @pytest.mark.parametrize("body", QUANTISED)
 def test_a_quantised_body_passes(body: str, tmp_path: Path) -> None:
     source, helper, target = write(tmp_path, LLAMA | QUANTISED[body])
-    clpstream.convert(source, helper, target)
+    convert(source, helper, target)
     old, new = (dict(deserialize((part / FILE).read_bytes())) for part in (source, target))
     assert new.keys() == old.keys()
     for name in QUANTISED[body]:
@@ -369,7 +370,7 @@ def test_a_quantised_vocabulary_tensor_is_refused(
     kept = {other: tensor for other, tensor in LLAMA.items() if not other.startswith(part)}
     source, helper, target = write(tmp_path, kept | {name: table})
     with pytest.raises(clpstream.ClpstreamError, match=name):
-        clpstream.convert(source, helper, target)
+        convert(source, helper, target)
     assert not target.exists()
 
 
@@ -379,7 +380,7 @@ def test_an_unexplained_tensor_as_long_as_the_vocabulary_stops(
 ) -> None:
     source, helper, target = write(tmp_path, LLAMA | {"some.table": np.ones(shape, np.float32)})
     with pytest.raises(clpstream.ClpstreamError) as caught:
-        clpstream.convert(source, helper, target)
+        convert(source, helper, target)
     for part in ("some.table", "--vocab-tensor", "--pass-through"):
         assert part in str(caught.value)
     assert not target.exists()
@@ -395,7 +396,7 @@ def test_a_length_inside_a_layer_may_be_the_vocabularys_by_accident(
     config = {"model_type": "some", "vocab_size": ROWS}
     source, helper, target = write(tmp_path, LLAMA | inside, config)
     with pytest.raises(clpstream.CheckpointError, match=f"{name}.*--vocab-tensor"):
-        clpstream.convert(source, helper, target)
+        convert(source, helper, target)
     write_json(source / "config.json", config | {"max_position_embeddings": ROWS})
-    clpstream.convert(source, helper, target)
+    convert(source, helper, target)
     assert np.array_equal(read_tensors(target)[name], inside[name])

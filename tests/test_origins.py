@@ -28,6 +28,7 @@ from make import (
     write_source,
     write_tokenizer,
 )
+from plain import convert
 
 import clpstream
 from clpstream import CheckpointError, ClpstreamError, TransferError, VocabularyError
@@ -69,14 +70,15 @@ def change(directory: Path, edit: Any, **config: Any) -> None:
 
 def run(place: Path, output: str = "target", **arguments: Any) -> tuple[Any, dict[str, np.ndarray]]:
     """Convert; the report and the target's tensors."""
-    result = clpstream.convert(place / "source", place / "helper", place / output, **arguments)
+    result = convert(place / "source", place / "helper", place / output, **arguments)
     return result.report, read_tensors(place / output)
 
 
 def command(place: Path, *arguments: str, **variables: str) -> Any:
     """The command line, in `place`."""
+    options = ["source", "helper", "target", "--method", "knn", "--shared", "copy"]
     return subprocess.run(
-        [sys.executable, "-m", "clpstream", "convert", "source", "helper", "target", *arguments],
+        [sys.executable, "-m", "clpstream", "convert", *options, *arguments],
         cwd=place,
         capture_output=True,
         env={**os.environ, "PYTHONPATH": str(Path(clpstream.__file__).parents[1]), **variables},

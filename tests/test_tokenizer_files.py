@@ -22,9 +22,10 @@ from make import (
     write_source,
     write_tokenizer,
 )
+from plain import convert
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from clpstream import ClpstreamError, VocabularyError, convert, match, read_vocabulary
+from clpstream import ClpstreamError, VocabularyError, match, read_vocabulary
 
 TEXT = [
     "The house is big, the garden is small: 12 trees.",

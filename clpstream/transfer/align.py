@@ -74,7 +74,7 @@ class Align:
 
     def _fit(self, x: Rows, y: Rows, pool: Pool) -> LinearMap:
         fitted = self._map(x, y)
-        if pool.words is None or not self.rounds:
+        if pool.words is None or 0 in (self.rounds, pool.words.shape[0], pool.wanted.shape[0]):
             return fitted
         count = min(POOL, max(1, _POOL_BYTES // (4 * max(x.shape[1], y.shape[1]))))
         wanted, words = pool.wanted[:count], pool.words[:count]
