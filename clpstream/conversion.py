@@ -10,12 +10,13 @@ import contextlib
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from clpstream.checkpoint import Checkpoint
 from clpstream.choosing import with_method
 from clpstream.errors import NotFiniteError, OutputError
 from clpstream.findings import guard_warnings, row_warnings
@@ -30,7 +31,7 @@ from clpstream.plan import Pieces, Plan, Shared, make_plan, reads_helper
 from clpstream.progress import Progress
 from clpstream.reporting import make_report
 from clpstream.sharing import prepare, settle
-from clpstream.transfer import Method
+from clpstream.transfer import Method, Rows
 from clpstream.vocabulary import Match
 
 
@@ -166,18 +167,24 @@ def _write(plan: Plan, stage: Path, progress: Progress) -> Report:
                     lambda part: new_rows(settled, prepared, part, outliers),
                     update,
                 )
-        findings = [
-            *guard_warnings(settled, prepared["input"].guarded),
-            *row_warnings(settled, outliers),
-        ]
-        report = make_report(settled, prepared, findings)
+        guarded = prepared["input"].guarded
+        findings = [*guard_warnings(settled, guarded), *row_warnings(settled, outliers)]
     for name, content in plan.written.items():
         write_file(stage / name, json_bytes(content))
     for name, path in plan.copied_files.items():
         write_file(stage / name, path.read_bytes())
+    target = verify(stage, plan.source, plan.new)
+    rows = _embeddings(settled, target)
+    report = make_report(settled, guarded, rows, findings)
     write_file(stage / REPORT_FILE, json_bytes(report.to_json()))
-    verify(stage, plan.source, plan.new)
     return report
+
+
+def _embeddings(plan: Plan, target: Checkpoint) -> Rows:
+    """The target's input embeddings."""
+    source = plan.source_embeddings
+    span = next(span for span in target.tensors if span.name == source.name)
+    return replace(source, span=span).plane(0)
 
 
 @contextlib.contextmanager

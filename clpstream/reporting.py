@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from clpstream.checkpoint import Checkpoint, fingerprint
 from clpstream.hub import cache_entry, model_name
-from clpstream.new_rows import Side
 from clpstream.origins import NO_ROW
 from clpstream.output.report import (
-    Anchor,
     Chosen,
     Counts,
     Example,
@@ -25,27 +24,29 @@ from clpstream.output.report import (
     Sharing,
     SpecialToken,
     TargetTokenizer,
+    Word,
     versions,
 )
 from clpstream.output.side_files import left_behind
 from clpstream.plan import Plan
-from clpstream.transfer import NO_ANCHOR, Prepared
+from clpstream.transfer import NO_ANCHOR, Rows, Selected, Unit, blocks, mean
 from clpstream.vocabulary import Vocabulary
 
-_EXAMPLES, _ANCHORS_SHOWN = 12, 4
+_EXAMPLES, _WORDS_SHOWN = 12, 4
 _TOKENS_SHOWN = 50
 
 
 def make_report(
     plan: Plan,
-    prepared: Mapping[Side, Prepared] | None = None,
+    guarded: Mapping[str, Any] = MappingProxyType({}),
+    target: Rows | None = None,
     findings: Sequence[str] = (),
 ) -> Report:
-    """What clpstream.json holds; without `prepared`, what a dry run can know of it.
+    """What clpstream.json holds; without more than `plan`, what a dry run can know of it.
 
+    guarded: tokens that the method guarded, by the reason. target: the input embeddings as written.
     findings: warnings about rows.
     """
-    guarded = {} if prepared is None else prepared["input"].guarded
     passing = [span for span in plan.source.tensors if span.name not in plan.new]
     return Report(
         versions=versions(),
@@ -76,7 +77,7 @@ def make_report(
         special_tokens=_special_tokens(plan),
         files=tuple(sorted([*plan.written, *plan.copied_files])),
         left_behind=_left_behind(plan),
-        examples=() if prepared is None else _examples(plan, prepared["input"]),
+        examples=() if target is None else _examples(plan, target),
         warnings=(*plan.warnings, *findings),
     )
 
@@ -171,23 +172,28 @@ def _special_tokens(plan: Plan) -> tuple[SpecialToken, ...]:
     )
 
 
-def _examples(plan: Plan, prepared: Prepared) -> tuple[Example, ...]:
-    origins, of_anchor = plan.origins, plan.helper_vocabulary.describe
-    made, anchors = origins.combined.tolist(), origins.anchor_rows.tolist()
-    missing = np.flatnonzero(origins.own == NO_ANCHOR)
-    telling = _telling(plan.target_vocabulary, origins.combined[missing].tolist())
-    places = missing[telling].tolist()
-    found = prepared.nearest(places, _ANCHORS_SHOWN) if places else []
+def _examples(plan: Plan, target: Rows) -> tuple[Example, ...]:
+    """Missing tokens, and what their new rows are close to: often a translation."""
+    origins, source = plan.origins, plan.source_embeddings.plane(0)
+    missing = sorted([*origins.combined[origins.own == NO_ANCHOR].tolist(), *origins.pieces])
+    tokens = [missing[place] for place in _telling(plan.target_vocabulary, missing)]
+    if not tokens or not len(plan.words):
+        return ()
+    words = Selected(source, plan.words)
+    center = mean(words)
+    rows = Unit(target, center)[np.array(tokens)]
+    cosines = np.hstack([rows @ Unit(words, center)[block].T for block in blocks(words)])
+    nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :_WORDS_SHOWN]
     return tuple(
         Example(
-            made[place],
-            plan.target_vocabulary.describe(made[place]),
+            token,
+            plan.target_vocabulary.describe(token),
             tuple(
-                Anchor(of_anchor(anchors[index]), round(float(weight), 4))
-                for index, weight in zip(indices, weights, strict=True)
+                Word(plan.source_vocabulary.describe(plan.words[at]), round(float(line[at]), 4))
+                for at in places
             ),
         )
-        for place, (indices, weights) in zip(places, found, strict=True)
+        for token, line, places in zip(tokens, cosines, nearest.tolist(), strict=True)
     )
 
 

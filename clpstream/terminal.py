@@ -303,10 +303,10 @@ def _examples(report: Report) -> list[str]:
         return []
     width = max(len(example.token) for example in report.examples)
     return [
-        "examples  missing token <- shared tokens that weigh most in its row",
+        "examples  missing token <- words of the source that its new row is closest to",
         *(
             f"          {example.token:<{width}} <- "
-            + ", ".join(f"{anchor.token} {anchor.weight:.2g}" for anchor in example.anchors)
+            + ", ".join(f"{word.token} {word.cosine:.2f}" for word in example.words)
             for example in report.examples
         ),
     ]

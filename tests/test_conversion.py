@@ -371,7 +371,7 @@ def test_the_report_says_what_was_done(pair):
     assert counts["rules"] == {"role": 1, "bytes": len(SHARED) - 1}
     assert counts["not_carried"] == 1 + len(SOURCE_WORDS) - len(SHARED)
     assert [example["id"] for example in report["examples"]] == MISSING_IDS
-    assert all(len(example["anchors"]) == 3 for example in report["examples"])
+    assert all(1 <= len(example["words"]) <= 4 for example in report["examples"])
     assert report["source"]["parameters"] == sum(
         prod(t.shape) for t in read_tensors(pair.source).values()
     )

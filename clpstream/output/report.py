@@ -126,20 +126,20 @@ class SpecialToken:
 
 
 @dataclass(frozen=True)
-class Anchor:
-    """An anchor of a missing token, and its weight."""
+class Word:
+    """A frequent word of the source, and the cosine of its row with a new one, less their mean."""
 
     token: str
-    weight: float
+    cosine: float
 
 
 @dataclass(frozen=True)
 class Example:
-    """A missing token with the anchors that weigh most in its row."""
+    """A missing token, and the words of the source whose input embeddings are nearest to it."""
 
     id: int
     token: str
-    anchors: tuple[Anchor, ...]
+    words: tuple[Word, ...]
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from clpstream.errors import OutputError
 from clpstream.output.shards import NewTensor, target_name
 
 
-def verify(target: Path, source: Checkpoint, new: Mapping[str, NewTensor]) -> None:
+def verify(target: Path, source: Checkpoint, new: Mapping[str, NewTensor]) -> Checkpoint:
     """Check names, dtypes and shapes of the whole target, and that the safetensors library agrees.
 
-    new: the vocabulary tensors by name; all other tensors are the source's.
+    new: the vocabulary tensors by name; all other tensors are the source's. Returns the target.
     Raises OutputError; that would be a defect of clpstream, not of its input.
     """
-    written = {span.name: (span.dtype, span.shape) for span in open_checkpoint(target).tensors}
+    opened = open_checkpoint(target)
+    written = {span.name: (span.dtype, span.shape) for span in opened.tensors}
     expected = {
         span.name: (span.dtype, new[span.name].shape if span.name in new else span.shape)
         for span in source.tensors
@@ -32,6 +33,7 @@ def verify(target: Path, source: Checkpoint, new: Mapping[str, NewTensor]) -> No
         made_here = name != shard.path.name
         if fault is not None and (made_here or _fault_by_the_library(shard.path) is None):
             raise OutputError(f"{name}: safetensors refuses it: {fault}; please report")
+    return opened
 
 
 def _fault_by_the_library(path: Path) -> str | None:
