@@ -156,7 +156,7 @@ def test_rounds_find_the_pairs_that_the_anchors_are_not(soften):
         parts = [prepared.rows(source, words)[a:b] for a, b in pairwise(cuts)]
         assert np.allclose(np.vstack(parts), made, atol=1e-4)
     assert errors[2] < 0.4 * errors[0]
-    assert errors[1] < errors[0]
+    assert errors[2] < 0.9 * errors[1] < 0.9 * errors[0]
 
 
 @pytest.mark.parametrize("words", [None, 0])
@@ -215,11 +215,11 @@ def test_mutual_pairs_are_those_of_the_formula(sizes):
 
 
 def test_mutual_is_not_confused_by_a_large_mean():
-    generator = np.random.default_rng(1)
-    left = generator.standard_normal((40, 6)).astype(np.float32)
-    right = (left[::-1] + 1e4).astype(np.float32)
-    ours, theirs = mutual(left, right)
-    assert np.array_equal(ours, np.arange(40)) and np.array_equal(theirs, 39 - ours)
+    left = np.random.default_rng(1).standard_normal((400, 6)).astype(np.float32)
+    right = (0.02 * left[::-1] + 1e4).astype(np.float32)
+    found, expected = mutual(left, right), mutual(left, right - np.float32(1e4))
+    assert len(found[0]) > 100
+    assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("method", MAPS, ids=str)
@@ -245,15 +245,18 @@ def test_the_scale_of_the_rows_does_not_matter(method, helper, source):
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("place, precision", [(0, 2e-5), (1, 1e-3)])
 @pytest.mark.parametrize("method", MAPS, ids=str)
-def test_a_large_mean_takes_nothing_from_the_rest(method):
+def test_a_large_mean_takes_nothing_from_the_rest(method, place, precision):
     x, y = two_spaces(260, 16, 16, noise=0.2)
-    x, y = (50 * x + 1e4).astype(np.float32), (y + 1e4).astype(np.float32)
+    shifts = [np.float32(0), np.float32(0)]
+    shifts[place] = np.float32(1e4)
+    x, y = 50 * x + shifts[0], y + shifts[1]
     with np.errstate(all="raise"):
         made = method.prepare(x[:200], x[200:]).rows(y[:200], y)[:]
-    plain = method.prepare(x[:200] - np.float32(1e4), x[200:] - np.float32(1e4))
-    expected = plain.rows(y[:200] - np.float32(1e4), y - np.float32(1e4))[:]
-    assert relative_error(made - np.float32(1e4), expected).max() < 5e-3
+    plain = method.prepare(x[:200] - shifts[0], x[200:] - shifts[0])  # exact in float32
+    expected = plain.rows(y[:200] - shifts[1], y - shifts[1])[:]
+    assert relative_error(made - shifts[1], expected).max() < precision
 
 
 @pytest.mark.filterwarnings("error")
@@ -280,7 +283,8 @@ def test_a_token_without_a_direction_gets_the_mean(method):
     assert list(prepared.guarded["no direction in the helper"]) == [3, 50]
     made = prepared.rows(source)[:]
     assert np.allclose(made[[3, 50]], source.mean(axis=0), atol=1e-5)
-    assert np.allclose(prepared.rows(source)[49:51], made[49:51], atol=1e-5)
+    for part in (slice(2, 5), slice(49, 52)):
+        assert np.allclose(prepared.rows(source)[part], made[part], atol=1e-5)
     assert prepared.nearest([3], 5)[0][0].tolist() == []
 
 
