@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from truths import cosines, helper_and_source, relative_error
 
-from clpstream import Clp, Knn, Mean, Omp, Random, Ridge, TransferError
+from clpstream import Clp, Knn, Mean, Omp, Random, Ridge, Subword, TransferError
 from clpstream.transfer import METHODS, NO_ANCHOR, Align, Procrustes
 
 CENTRED = ("clpstream.transfer.knn.mean", "clpstream.transfer.omp.mean")
@@ -31,6 +31,7 @@ CASES = {
     "procrustes": [Procrustes(), Procrustes(trim=0)],
     "random": [Random(seed=5)],
     "ridge": [Ridge(penalty=1e-3), Ridge(penalty=0.3)],
+    "subword": [Subword()],
 }
 EVERY = [method for methods in CASES.values() for method in methods]
 ONE_MAP = [method for method in EVERY if method.name in ("align", "procrustes")]

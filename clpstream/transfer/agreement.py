@@ -13,7 +13,8 @@ from clpstream.transfer.rows import Doubles, Floats, Rows, blocks
 _CHANCE = 0.9
 """Tokens that agree better than this part of random pairs agree better than chance."""
 _BEST = 0.99
-"""The part of the shared tokens that the best hundredth agrees better than."""
+"""The quantile of the agreement that counts as the best one: single tokens may be odd."""
+_OF_BEST = 0.9
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Agreement:
 
         Between two vocabularies of one language nearly all shared tokens agree better than chance,
         and no more is asked of each. Between two languages half of them don't: then a token must
-        agree like the best hundredth do, since many that don't mean the same stand in similar
+        agree nine tenths as well as the best do, since many that don't mean the same stand in similar
         places all the same. In between, the threshold moves with the share that chance explains,
         to the upper end where that is a half.
         """
@@ -40,7 +41,7 @@ class Agreement:
         if not len(ours):
             return -1.0
         least = float(np.quantile(self.of_others[unsure], _CHANCE))
-        most = max(least, float(np.quantile(ours, _BEST)))
+        most = max(least, _OF_BEST * float(np.quantile(ours, _BEST)))
         by_chance = float((ours <= least).mean())
         return least + min(1.0, 2 * by_chance) * (most - least)
 
