@@ -132,17 +132,8 @@ def test_every_choice_of_the_library_is_one_of_the_command_line():
 
 
 def test_options_reach_the_method(pair):
-    options = [
-        "--method",
-        "knn",
-        "--neighbors",
-        "4",
-        "--weights",
-        "sparsemax",
-        "--no-center",
-        "--match",
-        "exact",
-    ]
+    options = ["--method", "knn", "--neighbors", "4", "--weights", "sparsemax", "--no-center"]
+    options += ["--match", "exact", "--shared", "copy"]
     assert run("convert", *pair, *options).returncode == 0
     assert read_json(pair.output / "clpstream.json")["options"] == {
         "method": "knn",

@@ -15,15 +15,20 @@ _ALIKE = 0.9999
 def untrained(rows: Rows) -> dict[str, Ids]:
     """Places (of n rows) by what is suspicious: "near zero", "near identical".
 
-    Lengths are those of the rows less their mean. Tokens that never came up in training keep short
-    or equal rows (Land & Bartolo 2024, arXiv 2405.05417); equal ones have equal lengths, so only
+    Tokens that never came up in training keep rows that are short, by themselves or less the mean
+    of all, or equal (Land & Bartolo 2024, arXiv 2405.05417); equal ones have equal lengths, so only
     neighbours in length are compared. Reads all rows three times.
     """
     center = mean(rows)
-    lengths = np.empty(rows.shape[0])
+    lengths, whole = np.empty(rows.shape[0]), np.empty(rows.shape[0])
     for block in blocks(rows):
-        lengths[block] = np.linalg.norm(rows[block] - center, axis=1)
-    short = lengths < _SHORT * np.median(lengths) if len(lengths) else np.zeros(0, bool)
+        found = rows[block]
+        lengths[block] = np.linalg.norm(found - center, axis=1)
+        whole[block] = np.linalg.norm(found, axis=1)
+    short = np.zeros(len(lengths), bool)
+    if len(lengths):
+        short = lengths < _SHORT * np.median(lengths)
+        short |= whole < _SHORT * np.median(whole)
     order = np.argsort(lengths, kind="stable")
     alike = np.zeros(len(order), bool)
     step = max(2, BLOCK_BYTES // (8 * max(1, rows.shape[1])))
