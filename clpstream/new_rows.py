@@ -40,6 +40,12 @@ def new_rows(
             yield from _copied_rows(plan, prepared[side], new, source)
 
 
+def finite_words(plan: Plan, source: TensorRows) -> npt.NDArray[np.int64]:
+    """The source's frequent words, but for those whose rows are broken: the target may not need
+    them."""
+    return plan.words[source.finite(source.words(plan.words))]
+
+
 def side_of(prepared: Mapping[Side, Prepared], new: NewTensor) -> Side:
     """Which of the helper's tables a tensor's rows follow: an output head the helper's, if it has
     its own."""
@@ -53,7 +59,7 @@ def _combined_rows(
     origins = plan.origins
     anchors = Selected(source, origins.anchors)
     copied = _with_idle_rows(plan, new, source)
-    rows = prepared.rows(anchors, Selected(source, plan.words))
+    rows = prepared.rows(anchors, Selected(source, finite_words(plan, source)))
     made: list[tuple[npt.NDArray[np.int64], Rows]] = [
         (origins.combined, _Watched(rows, origins.combined, _longest(anchors), outliers))
     ]

@@ -12,6 +12,7 @@ import numpy as np
 
 from clpstream.checkpoint import Checkpoint, fingerprint
 from clpstream.hub import cache_entry, model_name
+from clpstream.new_rows import finite_words
 from clpstream.origins import NO_ROW
 from clpstream.output.report import (
     Chosen,
@@ -177,9 +178,10 @@ def _examples(plan: Plan, target: Rows) -> tuple[Example, ...]:
     origins, source = plan.origins, plan.source_embeddings.plane(0)
     missing = sorted([*origins.combined[origins.own == NO_ANCHOR].tolist(), *origins.pieces])
     tokens = [missing[place] for place in _telling(plan.target_vocabulary, missing)]
-    if not tokens or not len(plan.words):
+    known = finite_words(plan, source)
+    if not tokens or not len(known):
         return ()
-    words = Selected(source, plan.words)
+    words = Selected(source, known)
     center = mean(words)
     rows = Unit(target, center)[np.array(tokens)]
     cosines = np.hstack([rows @ Unit(words, center)[block].T for block in blocks(words)])
@@ -189,7 +191,7 @@ def _examples(plan: Plan, target: Rows) -> tuple[Example, ...]:
             token,
             plan.target_vocabulary.describe(token),
             tuple(
-                Word(plan.source_vocabulary.describe(plan.words[at]), round(float(line[at]), 4))
+                Word(plan.source_vocabulary.describe(int(known[at])), round(float(line[at]), 4))
                 for at in places
             ),
         )

@@ -33,9 +33,9 @@ class Agreement:
 
         Between two vocabularies of one language nearly all shared tokens agree better than chance,
         and no more is asked of each. Between two languages half of them don't: then a token must
-        agree nine tenths as well as the best do, since many that don't mean the same stand in similar
-        places all the same. In between, the threshold moves with the share that chance explains,
-        to the upper end where that is a half.
+        agree nine tenths as well as the best do, since many that don't mean the same stand in
+        similar places all the same. In between, the threshold moves with the share that chance
+        explains, to the upper end where that is a half.
         """
         ours = self.of_pairs[unsure]
         if not len(ours):

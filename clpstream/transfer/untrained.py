@@ -22,9 +22,8 @@ def untrained(rows: Rows) -> dict[str, Ids]:
     center = mean(rows)
     lengths, whole = np.empty(rows.shape[0]), np.empty(rows.shape[0])
     for block in blocks(rows):
-        found = rows[block]
-        lengths[block] = np.linalg.norm(found - center, axis=1)
-        whole[block] = np.linalg.norm(found, axis=1)
+        whole[block] = np.linalg.norm(rows[block], axis=1)
+        lengths[block] = np.linalg.norm(rows[block] - center, axis=1)
     short = np.zeros(len(lengths), bool)
     if len(lengths):
         short = lengths < _SHORT * np.median(lengths)
