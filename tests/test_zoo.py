@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from make import read_tensors, write_helper, write_tokenizer
+from plain import convert
 
 import clpstream
 
@@ -121,9 +122,9 @@ def test_every_architecture(name: str, helper: Path, tmp_path: Path) -> None:
     assert len(write_tokenizer(source, SOURCE_WORDS)) == ROWS
     if name in REFUSED:
         with pytest.raises(clpstream.ClpstreamError, match=REFUSED[name]):
-            clpstream.convert(source, helper, target)
+            convert(source, helper, target)
         return
-    clpstream.convert(source, helper, target)
+    convert(source, helper, target)
 
     before, expected, after = (read_tensors(part) for part in (source, truth, target))
     assert after.keys() == expected.keys()
@@ -164,7 +165,7 @@ def test_another_pad_token_moves_no_position(name: str, tmp_path: Path) -> None:
     write_tokenizer(source, SOURCE_WORDS)
     special = {"eos": "</s>", "bos": "<s>", "unk": "<unk>", "cls": "<cls>", "pad": "<pad>"}
     write_helper(helper, TARGET_WORDS, special=special)
-    clpstream.convert(source, helper, target)
+    convert(source, helper, target)
     target_of = {0: 0} | {token: new + 4 for token, new in TARGET_OF.items() if token}
     old_model, new_model = load(name, source)[0], load(name, target)[0]
     check_logits(name, old_model, new_model, target_of, TARGET_ROWS + 4)
