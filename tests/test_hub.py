@@ -342,6 +342,8 @@ def test_an_interrupt_ends_fetching_at_once(place):
         stderr=subprocess.PIPE,
         text=True,
         env=place.environment(),
+        # a job in a shell's background ignores it, and so would this
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while ("org/source", SOURCE_SHARDS[1]) not in place.hub.fetched:
         assert running.poll() is None
