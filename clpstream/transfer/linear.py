@@ -17,13 +17,12 @@ _RESOLUTION = 1e-6
 
 @dataclass(frozen=True)
 class Pairs:
-    """What is known of n pairs of rows, x_i in the helper and y_i in a tensor of the source.
+    """What is known of pairs of rows, x_i in the helper and y_i in a tensor of the source.
 
     x_mean (d_helper,), y_mean (d_source,). products: XᵀY of the rows less their means, (d_helper,
     d_source). x_squares, y_squares: sums of the squares of what the means leave.
     """
 
-    count: int
     x_mean: Doubles
     y_mean: Doubles
     products: Doubles
@@ -42,7 +41,7 @@ def pairs_of(x: Rows, y: Rows) -> Pairs:
             raise TransferError(f"an anchor's row in the {model} has NaN or Inf; repair the rows")
     centered = Scaled(x, x_mean, 1.0)
     products, y_squares = products_of(centered, y, y_mean)
-    return Pairs(x.shape[0], x_mean, y_mean, products, squares_of(centered), y_squares)
+    return Pairs(x_mean, y_mean, products, squares_of(centered), y_squares)
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,7 @@ class Factors:
 def factors(products: Doubles) -> Factors:
     """The singular value decomposition, from the eigenvectors on the narrower side.
 
-    That takes a fifth of the time; values are exact to `_RESOLUTION` of the largest, below which
-    they are left out.
+    Values are exact to `_RESOLUTION` of the largest, below which they are left out.
     """
     wide = products.shape[0] <= products.shape[1]
     squares, vectors = np.linalg.eigh(products @ products.T if wide else products.T @ products)
