@@ -28,6 +28,7 @@ from plain import convert
 
 import clpstream
 from clpstream import Clp, Knn
+from clpstream.memory import limited_to
 
 SHARED = ["</s>", *(word for word in TARGET_WORDS if word in SOURCE_WORDS)]
 MISSING = [word for word in TARGET_WORDS if word not in SOURCE_WORDS]
@@ -225,15 +226,15 @@ def test_a_table_with_a_known_name_for_something_shorter_is_not_guessed_at(tmp_p
 
 
 @pytest.mark.parametrize("method", ["knn", "clp"])
-def test_blocks_of_rows_that_are_all_shared_or_all_missing(tmp_path, monkeypatch, method):
+def test_blocks_of_rows_that_are_all_shared_or_all_missing(tmp_path, method):
     """Tokens of another script stand together in a vocabulary."""
     words = [*SOURCE_WORDS[:10], *(f"{a}{b}" for a in "äöü" for b in "äöüß"), *SOURCE_WORDS[10:]]
     write_source(tmp_path / "source", "gpt2")
     write_helper(tmp_path / "helper", words)
     both = tmp_path / "source", tmp_path / "helper"
     convert(*both, tmp_path / "whole", method=method)
-    monkeypatch.setattr("clpstream.output.target_rows.BLOCK_BYTES", 3 * 4 * 16)
-    convert(*both, tmp_path / "blocks", method=method)
+    with limited_to(32 * 3 * 4 * 16):
+        convert(*both, tmp_path / "blocks", method=method)
     name = FAMILIES["gpt2"][0]
     whole, blocks = (read_tensors(tmp_path / n)[name] for n in ("whole", "blocks"))
     assert np.allclose(whole, blocks, atol=1e-6)

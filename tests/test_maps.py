@@ -10,6 +10,7 @@ from test_ridge import reference as ridge_reference
 from truths import helper_and_source, relative_error, unit
 
 from clpstream import TransferError
+from clpstream.memory import limited_to
 from clpstream.transfer import NO_ANCHOR, Align, Procrustes
 from clpstream.transfer.align import mutual
 from clpstream.transfer.linear import factors, pairs_of, rotation
@@ -223,12 +224,11 @@ def test_mutual_is_not_confused_by_a_large_mean():
 
 
 @pytest.mark.parametrize("method", MAPS, ids=str)
-def test_blocks_change_nothing(method, monkeypatch):
+def test_blocks_change_nothing(method):
     x, wanted, own, source, truth = self_learning()
     whole = method.prepare(x, wanted, own).rows(source, truth[20:])[:]
-    monkeypatch.setattr("clpstream.transfer.linear.BLOCK_BYTES", 4 * 16 * 7)
-    monkeypatch.setattr("clpstream.transfer.rows.blocks.__defaults__", (4 * 16 * 7,))
-    made = method.prepare(x, wanted, own).rows(source, truth[20:])[:]
+    with limited_to(32 * 4 * 16 * 7):
+        made = method.prepare(x, wanted, own).rows(source, truth[20:])[:]
     assert relative_error(made, whole).max() < 1e-4
 
 

@@ -10,6 +10,7 @@ from hypothesis.extra.numpy import arrays
 from truths import cosines, helper_and_source, knn_reference, relative_error, sparsemax_by_bisection
 
 from clpstream import Clp, Knn, TransferError
+from clpstream.memory import limited_to
 from clpstream.transfer import NO_ANCHOR, search
 from clpstream.transfer.rows import Unit
 from clpstream.transfer.weights import similarity, softmax, sparsemax, sparsemax_threshold
@@ -59,13 +60,12 @@ def test_knn_is_the_weighted_mean_of_the_nearest(k, weights, center):
 
 
 @pytest.mark.parametrize("method", [Clp(), Knn(), Knn(weights="sparsemax")], ids=str)
-def test_rows_do_not_depend_on_the_blocks_they_are_made_in(method, monkeypatch):
+def test_rows_do_not_depend_on_the_blocks_they_are_made_in(method):
     anchors, missing, source = helper_and_source()
     whole = method.prepare(anchors, missing).rows(source)[:]
-    monkeypatch.setattr(search, "ANCHOR_BYTES", 7 * 4 * anchors.shape[1])
-    monkeypatch.setattr("clpstream.transfer.knn.QUERY_BYTES", 11 * 4 * anchors.shape[1])
-    rows = method.prepare(anchors, missing).rows(source)
-    parts = np.vstack([rows[start : start + 13] for start in range(0, 120, 13)])
+    with limited_to(32 * 7 * 4 * anchors.shape[1]):
+        rows = method.prepare(anchors, missing).rows(source)
+        parts = np.vstack([rows[start : start + 13] for start in range(0, 120, 13)])
     assert relative_error(parts, whole).max() < 1e-5
 
 
@@ -167,14 +167,14 @@ def test_helper_rows_of_any_scale_give_the_same_rows():
         assert relative_error(Knn().prepare(*tiny).rows(source)[:], expected).max() < 1e-4
 
 
-def test_equal_scores_keep_the_order_of_the_anchors(monkeypatch):
+def test_equal_scores_keep_the_order_of_the_anchors():
     anchors = Unit(np.repeat(np.eye(4, dtype=np.float32), 50, axis=0), None)
     queries = search.Queries(
         Unit(np.eye(4, dtype=np.float32), None), np.arange(4), np.full(4, NO_ANCHOR)
     )
     for size in (1 << 20, 16 * 4 * 9):
-        monkeypatch.setattr(search, "ANCHOR_BYTES", size)
-        _, ids = search.nearest(queries, anchors, 3)
+        with limited_to(32 * size):
+            _, ids = search.nearest(queries, anchors, 3)
         assert ids.tolist() == [[first, first + 1, first + 2] for first in (0, 50, 100, 150)]
 
 

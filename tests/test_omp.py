@@ -7,7 +7,8 @@ import pytest
 from truths import helper_and_source, relative_error
 
 from clpstream import Omp, TransferError
-from clpstream.transfer import NO_ANCHOR, pursuit
+from clpstream.memory import limited_to
+from clpstream.transfer import NO_ANCHOR
 from clpstream.transfer.omp import _coefficients
 
 
@@ -181,13 +182,12 @@ def test_helper_rows_of_any_scale_give_the_same_rows(scale):
     assert relative_error(Omp(6).prepare(*tiny).rows(source)[:], expected).max() < 1e-4
 
 
-def test_batches_and_what_is_kept_change_nothing(monkeypatch):
+def test_batches_and_what_is_kept_change_nothing():
     anchors, missing, source = random_rows()
     expected = Omp(6).prepare(anchors, missing).rows(source)[:]
-    monkeypatch.setattr(pursuit, "KEPT_BYTES", 0)
-    monkeypatch.setattr(pursuit, "BATCH_BYTES", 4 * 6 * 24 * 7)
-    monkeypatch.setattr("clpstream.transfer.rows.blocks.__defaults__", (4 * 24 * 9,))
-    assert relative_error(Omp(6).prepare(anchors, missing).rows(source)[:], expected).max() < 1e-5
+    with limited_to(32 * 4 * 24 * 9):
+        made = Omp(6).prepare(anchors, missing).rows(source)[:]
+    assert relative_error(made, expected).max() < 1e-5
 
 
 @pytest.mark.parametrize("place", [0, 1])

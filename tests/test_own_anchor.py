@@ -13,10 +13,10 @@ import pytest
 from truths import cosines, helper_and_source, relative_error
 
 from clpstream import Clp, Knn, Mean, Omp, Random, Ridge, Subword, TransferError
+from clpstream.memory import limited_to
 from clpstream.transfer import METHODS, NO_ANCHOR, Align, Procrustes
 
 CENTRED = ("clpstream.transfer.knn.mean", "clpstream.transfer.omp.mean")
-SMALL_BLOCKS = ("cosine_sums", "gaussian", "method", "combination", "ridge", "omp", "linear")
 CASES = {
     "align": [Align(), Align(soften=0), Align(soften=1, rounds=0)],
     "clp": [Clp(), Clp(clip_negative=True)],
@@ -129,18 +129,14 @@ def test_a_tensor_may_be_one_wide(method):
 
 
 @pytest.mark.parametrize("method", EVERY, ids=str)
-def test_rows_do_not_depend_on_the_slices_that_are_asked_for(method, monkeypatch):
+def test_rows_do_not_depend_on_the_slices_that_are_asked_for(method):
     anchors, missing, source = helper_and_source(anchors=120, d_source=17)
     wanted, own = shared_and_missing(anchors, missing)
     whole = method.prepare(anchors, wanted, own).rows(source)[:]
-    for module in SMALL_BLOCKS:
-        monkeypatch.setattr(f"clpstream.transfer.{module}.BLOCK_BYTES", 4 * 24 * 7)
-    monkeypatch.setattr("clpstream.transfer.rows.blocks.__defaults__", (4 * 24 * 7,))
-    monkeypatch.setattr("clpstream.transfer.search.ANCHOR_BYTES", 4 * 24 * 7)
-    monkeypatch.setattr("clpstream.transfer.knn.QUERY_BYTES", 4 * 24 * 11)
-    rows = method.prepare(anchors, wanted, own).rows(source)
     cuts = [0, 1, 1, 8, 20, 59, 60]
-    parts = [rows[start:stop] for start, stop in pairwise(cuts)]
+    with limited_to(32 * 4 * 24 * 7):
+        rows = method.prepare(anchors, wanted, own).rows(source)
+        parts = [rows[start:stop] for start, stop in pairwise(cuts)]
     assert relative_error(np.vstack(parts), whole).max() < 1e-5
     assert rows[20:8].shape == (0, 17)
 

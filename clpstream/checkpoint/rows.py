@@ -14,11 +14,10 @@ from clpstream.checkpoint import dtypes
 from clpstream.checkpoint.safetensors_file import TensorSpan
 from clpstream.checkpoint.strided import open_span, read_fully, read_strided
 from clpstream.errors import NotFiniteError
+from clpstream.memory import block_bytes
 
 _NEAR_ROWS = 512
 """Of a transposed tensor: rows between two that are read, which are read along with them."""
-_WINDOW_BYTES = 16 << 20
-"""What is read of a strided tensor at once."""
 
 
 class TensorRows:
@@ -91,7 +90,7 @@ class TensorRows:
         if not len(ids):
             return out
         gap = 1 if strides[0] == max(strides) else _NEAR_ROWS
-        window = max(1, _WINDOW_BYTES // (out.itemsize * self.shape[1]))
+        window = max(1, block_bytes() // (out.itemsize * self.shape[1]))
         order = np.argsort(ids, kind="stable")
         ordered = ids[order]
         breaks = (np.diff(ordered) > gap) | (np.diff(ordered // window) > 0)

@@ -13,9 +13,8 @@ import numpy.typing as npt
 from clpstream.checkpoint.dtypes import BITS
 from clpstream.checkpoint.safetensors_file import TensorSpan
 from clpstream.errors import CheckpointError
+from clpstream.memory import block_bytes
 
-_BLOCK_BYTES = 16 << 20
-"""What is made at once: large, since a transposed tensor is gone through whole for every block."""
 _PIECE_BYTES = 64 << 10
 """What is read at once, however little of it is needed: a read call costs as much."""
 _DENSE_BYTES = 4 << 20
@@ -23,13 +22,16 @@ _DENSE_BYTES = 4 << 20
 
 
 def c_order_blocks(span: TensorSpan) -> Iterator[npt.NDArray[Any]]:
-    """The elements of a strided tensor in C order, bit for bit, in blocks of bounded size."""
+    """The elements of a strided tensor in C order, bit for bit, in blocks of bounded size.
+
+    A transposed tensor is gone through whole for every block.
+    """
     fd = open_span(span)
     try:
         itemsize, axis = BITS[span.dtype] // 8, 0
-        while prod(span.shape[axis + 1 :]) * itemsize > _BLOCK_BYTES:
+        while prod(span.shape[axis + 1 :]) * itemsize > block_bytes():
             axis += 1
-        step = max(1, _BLOCK_BYTES // (prod(span.shape[axis + 1 :]) * itemsize))
+        step = max(1, block_bytes() // (prod(span.shape[axis + 1 :]) * itemsize))
         for index in np.ndindex(span.shape[:axis]):
             for start in range(0, span.shape[axis], step):
                 count = min(step, span.shape[axis] - start)

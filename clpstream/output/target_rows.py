@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from clpstream.checkpoint import TensorRows
 from clpstream.errors import NotFiniteError, TransferError
-from clpstream.transfer import BLOCK_BYTES, Rows
+from clpstream.memory import block_bytes
+from clpstream.transfer import Rows
 
 
 def target_rows(
@@ -28,7 +29,7 @@ def target_rows(
     Raises NotFiniteError if a row to copy has NaN or Inf, TransferError if a new row is too large
     for the dtype.
     """
-    step = max(1, BLOCK_BYTES // (4 * source.shape[1]))
+    step = max(1, block_bytes() // (4 * source.shape[1]))
     empty = source.encode(filler[None])
     for start in range(0, len(copied), step):
         ids = copied[start : start + step]

@@ -15,7 +15,7 @@ from clpstream.transfer.method import NO_ANCHOR, Method, Prepared
 from clpstream.transfer.omp import Omp
 from clpstream.transfer.procrustes import Procrustes
 from clpstream.transfer.ridge import Ridge
-from clpstream.transfer.rows import BLOCK_BYTES, Rows, Selected, Unit, blocks, mean
+from clpstream.transfer.rows import Rows, Selected, Unit, blocks, mean
 from clpstream.transfer.subword import Subword
 from clpstream.transfer.untrained import untrained
 
@@ -33,7 +33,6 @@ METHODS: dict[str, Callable[..., Method]] = {
 """Every method by its name on the command line."""
 
 __all__ = [
-    "BLOCK_BYTES",
     "METHODS",
     "NO_ANCHOR",
     "Agreement",

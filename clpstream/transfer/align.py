@@ -15,6 +15,7 @@ from clpstream.transfer.rows import Floats, Ids, Rows, Selected
 POOL = 3000
 """Tokens of each side that are paired: the most frequent ones, whose rows are trained best."""
 _POOL_BYTES = 48 << 20
+"""The most that the rows of one side take, whatever memory there is: it decides the rows."""
 _NEIGHBORHOOD = 10
 """Neighbours whose mean similarity tells a hub (CSLS, Conneau et al. 2018)."""
 _PENALTY = 1.0

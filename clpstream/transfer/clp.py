@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from clpstream.memory import block_bytes
 from clpstream.transfer.cosine_sums import ClosedSums, PositiveSums, totals
 from clpstream.transfer.knn import Knn
 from clpstream.transfer.method import NO_ANCHOR, heaviest, own_anchors
 from clpstream.transfer.rows import (
-    BLOCK_BYTES,
     Doubles,
     Floats,
     Ids,
@@ -73,7 +73,7 @@ class Clp:
     def working_bytes(self, anchors: int, missing: int, d_helper: int, d_source: int) -> int:
         """See `Method.working_bytes`."""
         matrix = 0 if self.clip_negative else 20 * d_helper * d_source
-        return matrix + 32 * missing + 6 * BLOCK_BYTES
+        return matrix + 32 * missing + 6 * block_bytes()
 
 
 class PreparedClp:

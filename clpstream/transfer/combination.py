@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clpstream.transfer.rows import BLOCK_BYTES, Doubles, Floats, Ids, Rows, bounds
+from clpstream.memory import block_bytes
+from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, bounds
 
 _SUMMED_AT_ONCE = 512
 """Anchors' rows of one sum: few enough to stay in a processor's cache."""
@@ -47,7 +48,7 @@ class SparseWeights:
         out = np.zeros((stop - start, width), np.float32)
         counts = np.diff(self._starts[start : stop + 1])
         most = int(counts.max(initial=1))
-        gathered = max(1, BLOCK_BYTES // (4 * width))
+        gathered = max(1, block_bytes() // (4 * width))
         for row in range(0, stop - start, step := max(1, gathered // most)):
             indices, values = self._padded(start + row, min(start + row + step, stop))
             for column in range(0, indices.shape[1], gathered):

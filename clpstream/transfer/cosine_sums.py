@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from clpstream.memory import block_bytes
 from clpstream.transfer.method import NO_ANCHOR
-from clpstream.transfer.rows import BLOCK_BYTES, Doubles, Floats, Ids, Rows, Unit, blocks, bounds
+from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, Unit, blocks, bounds
 
 
 def totals(wanted: Unit, units: Unit, own: Ids) -> Doubles:
@@ -65,7 +66,7 @@ class PositiveSums:
         sums = np.zeros((stop - start, self.shape[1]), np.float32)
         for block in blocks(_wider(self._units, self._anchors)):
             units, rows = self._units[block], self._anchors[block]
-            step = max(1, BLOCK_BYTES // (4 * len(units)))
+            step = max(1, block_bytes() // (4 * len(units)))
             for first in range(0, len(queries), step):
                 some = slice(first, first + step)
                 cosines = queries[some] @ units.T

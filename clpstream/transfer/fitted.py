@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clpstream.memory import block_bytes
 from clpstream.transfer.linear import LinearMap, MappedRows
 from clpstream.transfer.method import NO_ANCHOR, directionless, own_anchors
 from clpstream.transfer.ridge import Ridge
 from clpstream.transfer.rows import (
-    BLOCK_BYTES,
     Doubles,
     Ids,
     Rows,
@@ -79,4 +79,4 @@ class PreparedMap:
 def fit_bytes(d_helper: int, d_source: int) -> int:
     """About how much memory fitting a map takes."""
     least, most = sorted((d_helper, d_source))
-    return least * (32 * least + 36 * most) + 8 * BLOCK_BYTES
+    return least * (32 * least + 36 * most) + 8 * block_bytes()

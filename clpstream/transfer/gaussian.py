@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from clpstream.errors import TransferError
+from clpstream.memory import block_bytes
 from clpstream.transfer.method import NO_ANCHOR, own_anchors
 from clpstream.transfer.rows import (
-    BLOCK_BYTES,
     Doubles,
     Floats,
     Ids,
@@ -65,7 +65,7 @@ class Random:
 
     def working_bytes(self, anchors: int, missing: int, d_helper: int, d_source: int) -> int:
         """See `Method.working_bytes`."""
-        return 8 * BLOCK_BYTES + 8 * missing
+        return 8 * block_bytes() + 8 * missing
 
 
 class PreparedRandom:
@@ -94,14 +94,15 @@ class _Drawn:
         self._seed = seed
         self._mean = mean(anchors)
         self._squares = np.zeros(anchors.shape[1])
-        for block in blocks(anchors, BLOCK_BYTES // 4):
+        for block in blocks(anchors, block_bytes() // 4):
             self._squares += np.square(anchors[block] - self._mean).sum(axis=0)
         self.shape = (len(own), anchors.shape[1])
 
     def __getitem__(self, index: slice) -> Floats:
         start, stop = bounds(index, self.shape[0])
         out = np.empty((stop - start, self.shape[1]), np.float32)
-        for part in blocks(out, BLOCK_BYTES // 4):  # since a draw takes several float64 of its size
+        # since a draw takes several float64 of its size
+        for part in blocks(out, block_bytes() // 4):
             rows = slice(start + part.start, start + part.stop)
             means, deviations = self._distribution(self._own[rows])
             out[part] = means + deviations * normal(self._seed, rows.start, rows.stop, out.shape[1])

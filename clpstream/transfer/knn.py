@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from clpstream.errors import TransferError
+from clpstream.memory import block_bytes
 from clpstream.transfer.combination import Combined, Part, SparseWeights, compact
 from clpstream.transfer.method import NO_ANCHOR, WithMean, heaviest, own_anchors
 from clpstream.transfer.rows import (
-    BLOCK_BYTES,
     Doubles,
     Ids,
     Rows,
@@ -23,7 +23,7 @@ from clpstream.transfer.rows import (
     check_shapes,
     mean,
 )
-from clpstream.transfer.search import ANCHOR_BYTES, QUERY_BYTES, Queries, nearest
+from clpstream.transfer.search import Queries, nearest, query_bytes
 from clpstream.transfer.weights import similarity, softmax, sparsemax, sparsemax_threshold
 
 WeightRule = Literal["softmax", "sparsemax", "similarity"]
@@ -82,7 +82,7 @@ class Knn:
         k = min(self.neighbors, anchors.shape[0])
         parts, kept = [], 0
         lost = np.zeros(wanted.shape[0], bool)
-        for block in blocks(wanted, QUERY_BYTES):
+        for block in blocks(wanted, query_bytes()):
             queries = Queries(unit_wanted, np.arange(block.start, block.stop), own[block])
             lost[block] = ~queries.rows.any(axis=1)
             alive = np.flatnonzero(~lost[block])
@@ -108,9 +108,9 @@ class Knn:
 
     def working_bytes(self, anchors: int, missing: int, d_helper: int, d_source: int) -> int:
         """See `Method.working_bytes`."""
-        queries = min(4 * missing * d_helper, QUERY_BYTES)
-        found = min(4 * anchors * d_helper, ANCHOR_BYTES)
-        return 3 * (queries + found) + 16 * missing * self._typical_anchors + 2 * BLOCK_BYTES
+        queries = min(4 * missing * d_helper, query_bytes())
+        found = min(4 * anchors * d_helper, block_bytes())
+        return 3 * (queries + found) + 16 * missing * self._typical_anchors + 2 * block_bytes()
 
     @property
     def _typical_anchors(self) -> int:
@@ -172,11 +172,11 @@ def _sparsemax(queries: Queries, anchors: Unit, k: int) -> Part:
 def _sparsemax_of_all(queries: Queries, anchors: Unit) -> Part:
     """The same from the scores of all anchors, in batches that bound the memory."""
     count = anchors.shape[0]
-    step = max(1, QUERY_BYTES // (16 * count))
+    step = max(1, query_bytes() // (16 * count))
     parts, kept = [], 0
     for start in range(0, len(queries.rows), step):
         rows = queries.rows[start : start + step]
-        scores = np.hstack([rows @ anchors[block].T for block in blocks(anchors, ANCHOR_BYTES)])
+        scores = np.hstack([rows @ anchors[block].T for block in blocks(anchors)])
         own = queries.own[start : start + step]
         shared = np.flatnonzero(own != NO_ANCHOR)
         scores[shared, own[shared]] = -np.inf

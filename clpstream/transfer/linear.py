@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from clpstream.errors import TransferError
-from clpstream.transfer.rows import BLOCK_BYTES, Doubles, Floats, Rows, blocks, bounds, mean
+from clpstream.memory import block_bytes
+from clpstream.transfer.rows import Doubles, Floats, Rows, blocks, bounds, mean
 
 _RESOLUTION = 1e-6
 """Singular values below this part of the largest are rounding, and so are their vectors."""
@@ -121,7 +122,7 @@ class MappedRows:
     def __getitem__(self, index: slice) -> Floats:
         start, stop = bounds(index, self.shape[0])
         out = np.empty((stop - start, self.shape[1]), np.float32)
-        step = max(1, BLOCK_BYTES // (8 * max(self._fitted.slopes.shape)))
+        step = max(1, block_bytes() // (8 * max(self._fitted.slopes.shape)))
         for first in range(start, stop, step):
             part = slice(first, min(first + step, stop))
             out[part.start - start : part.stop - start] = self._fitted(self._rows[part])
@@ -179,6 +180,6 @@ def gram(centered: Rows) -> Doubles:
 
 
 def column_blocks(matrix: Doubles) -> Iterator[slice]:
-    """Blocks of columns of some `BLOCK_BYTES` of float64."""
-    step = max(1, BLOCK_BYTES // (8 * max(1, len(matrix))))
+    """Blocks of columns of some `block_bytes` of float64."""
+    step = max(1, block_bytes() // (8 * max(1, len(matrix))))
     return (slice(start, start + step) for start in range(0, matrix.shape[1], step))

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from clpstream.memory import block_bytes
 from clpstream.transfer.method import MeanOfOthers, own_anchors
-from clpstream.transfer.rows import BLOCK_BYTES, Doubles, Ids, Rows, check_count, check_shapes
+from clpstream.transfer.rows import Doubles, Ids, Rows, check_count, check_shapes
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Mean:
 
     def working_bytes(self, anchors: int, missing: int, d_helper: int, d_source: int) -> int:
         """See `Method.working_bytes`."""
-        return 3 * BLOCK_BYTES + 8 * missing
+        return 3 * block_bytes() + 8 * missing
 
 
 class PreparedMean:

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from clpstream.errors import TransferError
+from clpstream.memory import block_bytes
 from clpstream.transfer.rows import (
-    BLOCK_BYTES,
     Doubles,
     Floats,
     Ids,
@@ -132,7 +132,7 @@ class MeanOfOthers:
         own = self._own[index]
         rows = np.repeat(self._mean[None].astype(np.float32), len(own), axis=0)
         shared = np.flatnonzero(own != NO_ANCHOR)
-        step = max(1, BLOCK_BYTES // (8 * max(1, self.shape[1])))
+        step = max(1, block_bytes() // (8 * max(1, self.shape[1])))
         for start in range(0, len(shared), step):
             some = shared[start : start + step]
             excess = self._anchors[own[some]] - self._mean

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from clpstream.errors import TransferError
+from clpstream.memory import block_bytes
 from clpstream.transfer.combination import Combined, SparseWeights, compact
 from clpstream.transfer.method import WithMean, heaviest, own_anchors
-from clpstream.transfer.pursuit import BATCH_BYTES, KEPT_BYTES, batch_size, kept, pursue
+from clpstream.transfer.pursuit import batch_bytes, batch_size, kept, kept_bytes, pursue
 from clpstream.transfer.rows import (
-    BLOCK_BYTES,
     Doubles,
     Floats,
     Ids,
@@ -92,9 +92,9 @@ class Omp:
     def working_bytes(self, anchors: int, missing: int, d_helper: int, d_source: int) -> int:
         """See `Method.working_bytes`."""
         units = 4 * anchors * d_helper
-        batch = min(4 * missing * self.atoms * d_helper, BATCH_BYTES)
+        batch = min(4 * missing * self.atoms * d_helper, batch_bytes())
         weights = 16 * missing * min(self.atoms, d_helper)
-        return (units if units <= KEPT_BYTES else 0) + 2 * batch + weights + 6 * BLOCK_BYTES
+        return (units if units <= kept_bytes() else 0) + 2 * batch + weights + 6 * block_bytes()
 
 
 class PreparedOmp:
@@ -130,7 +130,7 @@ def _coefficients(
     base = np.zeros(anchors.shape[1]) if center is None else center
     most, width = ids.shape[1], anchors.shape[1]
     values = np.zeros(ids.shape)
-    step = max(1, BLOCK_BYTES // (8 * max(1, most) * width))
+    step = max(1, block_bytes() // (8 * max(1, most) * width))
     for start in range(0, len(ids), step):
         part = slice(start, start + step)
         there = np.arange(most) < counts[part, None]

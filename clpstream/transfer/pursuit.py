@@ -5,12 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from clpstream.transfer.rows import BLOCK_BYTES, Doubles, Floats, Ids, Rows, Unit, blocks
+from clpstream.memory import block_bytes, share
+from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, Unit, blocks
 
-BATCH_BYTES = 128 << 20
-"""Of the orthonormal bases of the rows that are pursued at once."""
-KEPT_BYTES = 256 << 20
-"""Unit rows of anchors that take no more are kept; others are read again in each step."""
 _LARGEST_BATCH = 1024
 
 _NOTHING = 1e-5
@@ -23,9 +20,19 @@ _MOST_RIVALS = 1024
 """How many anchors are compared in float64 where float32 can't tell which is first."""
 
 
+def batch_bytes() -> int:
+    """Of the orthonormal bases of the rows that are pursued at once."""
+    return share(4)
+
+
+def kept_bytes() -> int:
+    """Unit rows of anchors that take no more are kept; others are read again in each step."""
+    return share(2)
+
+
 def kept(units: Unit) -> Rows:
-    """The rows in memory, if they fit into `KEPT_BYTES`."""
-    if 4 * units.shape[0] * units.shape[1] > KEPT_BYTES:
+    """The rows in memory, if they fit into `kept_bytes`."""
+    if 4 * units.shape[0] * units.shape[1] > kept_bytes():
         return units
     rows = np.empty(units.shape, np.float32)
     for block in blocks(units):
@@ -35,7 +42,7 @@ def kept(units: Unit) -> Rows:
 
 def batch_size(most: int, width: int) -> int:
     """How many rows `width` wide to pursue at once, with `most` atoms each."""
-    return min(_LARGEST_BATCH, max(1, BATCH_BYTES // (4 * most * max(1, width))))
+    return min(_LARGEST_BATCH, max(1, batch_bytes() // (4 * most * max(1, width))))
 
 
 def pursue(rows: Floats, own: Ids, units: Rows, exact: Unit, most: int) -> tuple[Ids, Ids]:
@@ -140,7 +147,7 @@ def _decided(directions: Floats, own: Ids, units: Rows, exact: Unit, least: Floa
 
 def _dots(exact: Unit, ids: Ids, direction: Floats) -> Doubles:
     """Products of some anchors' float64 unit rows with a direction, in pieces of a block's size."""
-    step = max(1, BLOCK_BYTES // (8 * exact.shape[1]))
+    step = max(1, block_bytes() // (8 * exact.shape[1]))
     wide = direction.astype(np.float64)
     parts = [
         np.einsum("nd,d->n", exact.exact(ids[start : start + step]), wide)

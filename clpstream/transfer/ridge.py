@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from clpstream.errors import TransferError
+from clpstream.memory import block_bytes
 from clpstream.transfer.linear import Scaled, column_blocks, gram, products_of, spread
 from clpstream.transfer.method import NO_ANCHOR, directionless, heaviest, own_anchors
 from clpstream.transfer.rows import (
-    BLOCK_BYTES,
     Doubles,
     Floats,
     Ids,
@@ -73,7 +73,7 @@ class Ridge:
 
     def working_bytes(self, anchors: int, missing: int, d_helper: int, d_source: int) -> int:
         """See `Method.working_bytes`."""
-        return d_helper * (32 * d_helper + 12 * d_source) + 16 * missing + 8 * BLOCK_BYTES
+        return d_helper * (32 * d_helper + 12 * d_source) + 16 * missing + 8 * block_bytes()
 
 
 class PreparedRidge:
@@ -195,7 +195,7 @@ class _Mapped:
     def __getitem__(self, index: slice) -> Floats:
         start, stop = bounds(index, self.shape[0])
         out = np.empty((stop - start, self.shape[1]), np.float32)
-        step = max(1, BLOCK_BYTES // (8 * max(self._slopes.shape)))
+        step = max(1, block_bytes() // (8 * max(self._slopes.shape)))
         for first in range(start, stop, step):
             part = slice(first, min(first + step, stop))
             out[part.start - start : part.stop - start] = self._made(part)

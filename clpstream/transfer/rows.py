@@ -9,13 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from clpstream.errors import TransferError
+from clpstream.memory import block_bytes
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
-
-BLOCK_BYTES = 16 << 20
-"""Size of the float32 blocks in which matrices are read and made."""
 
 
 class Rows(Protocol):
@@ -27,10 +25,11 @@ class Rows(Protocol):
     def __getitem__(self, index: Any, /) -> Floats: ...
 
 
-def blocks(rows: Rows, budget: int = BLOCK_BYTES) -> Iterator[slice]:
-    """Slices of at most `budget` bytes of float32 (one row at least) that cover the matrix."""
+def blocks(rows: Rows, budget: int | None = None) -> Iterator[slice]:
+    """Slices of at most `budget` bytes of float32 (one row at least) that cover the matrix; of
+    `block_bytes` if none is given."""
     count, width = rows.shape
-    step = max(1, budget // (4 * max(1, width)))
+    step = max(1, (budget or block_bytes()) // (4 * max(1, width)))
     return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
+from clpstream.memory import block_bytes, share
 from clpstream.transfer.method import NO_ANCHOR
-from clpstream.transfer.rows import BLOCK_BYTES, Doubles, Floats, Ids, Unit, blocks
-
-QUERY_BYTES = 32 << 20
-ANCHOR_BYTES = 16 << 20
+from clpstream.transfer.rows import Doubles, Floats, Ids, Unit, blocks
 
 _RESOLUTION = 2e-6
 """Scores of unit rows that are closer than this may come out of float32 in either order."""
 _MOST_RIVALS = 1024
 """How many anchors beyond the k-th may be compared in float64 where the k-th place is unclear."""
+
+
+def query_bytes() -> int:
+    """Of the rows that are searched for at once: for each block of them, all anchors are read."""
+    return share(8)
 
 
 class Queries:
@@ -81,8 +84,8 @@ def _cosines(queries: Floats, anchors: Unit, ids: Ids) -> Doubles:
     much of that.
     """
     scores = np.empty(ids.shape)
-    step = max(1, BLOCK_BYTES // (16 * anchors.shape[1]))
-    for block in blocks(anchors, ANCHOR_BYTES):
+    step = max(1, block_bytes() // (16 * anchors.shape[1]))
+    for block in blocks(anchors):
         rows = anchors[block]
         lines, places = np.nonzero((ids >= block.start) & (ids < block.stop))
         for start in range(0, len(lines), step):
@@ -99,7 +102,7 @@ def _search(queries: Queries, anchors: Unit, k: int) -> tuple[Floats, Ids]:
     wider = k + bool((own != NO_ANCHOR).any())  # so that k are left without the own one
     scores = np.empty((len(own), 0), np.float32)
     ids = np.empty((len(own), 0), np.int64)
-    for block in blocks(anchors, ANCHOR_BYTES):
+    for block in blocks(anchors):
         found = anchors[block]
         new_scores, new_ids = faiss.knn(
             queries.rows, found, min(wider, len(found)), metric=faiss.METRIC_INNER_PRODUCT
@@ -117,7 +120,7 @@ def _order(queries: Queries, anchors: Unit, candidates: Ids) -> Ids:
     """The order of each query's candidates by their cosine in float64, then by their id."""
     order = np.empty_like(candidates)
     count, width = candidates.shape[1], anchors.shape[1]
-    step = max(1, BLOCK_BYTES // (8 * count * width))
+    step = max(1, block_bytes() // (8 * count * width))
     for start in range(0, len(order), step):
         places = np.arange(start, min(start + step, len(order)))
         rivals = anchors.exact(candidates[places].ravel()).reshape(-1, count, width)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from clpstream.transfer.rows import BLOCK_BYTES, Ids, Rows, blocks, mean
+from clpstream.memory import block_bytes
+from clpstream.transfer.rows import Ids, Rows, blocks, mean
 
 _SHORT = 0.1
 """Of the median length: rows shorter than this say next to nothing."""
@@ -30,7 +31,7 @@ def untrained(rows: Rows) -> dict[str, Ids]:
         short |= whole < _SHORT * np.median(whole)
     order = np.argsort(lengths, kind="stable")
     alike = np.zeros(len(order), bool)
-    step = max(2, BLOCK_BYTES // (8 * max(1, rows.shape[1])))
+    step = max(2, block_bytes() // (8 * max(1, rows.shape[1])))
     for start in range(0, len(order) - 1, step):
         places = order[start : start + step + 1]
         found = rows[places] - center

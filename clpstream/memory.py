@@ -1,0 +1,41 @@
+"""How much memory a run may take above the interpreter and its libraries.
+
+Whatever is made in blocks asks `share` for its part of the limit, so that one number bounds all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+DEFAULT = 512 << 20
+LEAST = 32 << 20
+"""Bytes with which a run gets along at best: headers, tokenizers and code take about as much."""
+
+_LIMIT = ContextVar("max_memory", default=DEFAULT)
+
+
+@contextlib.contextmanager
+def limited_to(limit: int) -> Iterator[None]:
+    """Within this context, blocks are sized for `limit` bytes in all."""
+    token = _LIMIT.set(limit)
+    try:
+        yield
+    finally:
+        _LIMIT.reset(token)
+
+
+def max_memory() -> int:
+    """The limit in bytes."""
+    return _LIMIT.get()
+
+
+def share(parts: int) -> int:
+    """One of `parts` equal parts of the limit, in bytes."""
+    return max(1, _LIMIT.get() // parts)
+
+
+def block_bytes() -> int:
+    """Size of the float32 blocks in which matrices are read and made: 16 MiB by default."""
+    return share(32)
