@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from clpstream.errors import TransferError
-from clpstream.memory import block_bytes
-from clpstream.transfer.combination import Combined, Part, SparseWeights, compact
+from clpstream.memory import block_bytes, share
+from clpstream.transfer.combination import Combined, Part, SparseWeights, compact, held_bytes
 from clpstream.transfer.method import NO_ANCHOR, WithMean, heaviest, own_anchors
 from clpstream.transfer.rows import (
     Doubles,
@@ -23,7 +23,7 @@ from clpstream.transfer.rows import (
     check_shapes,
     mean,
 )
-from clpstream.transfer.search import Queries, nearest, query_bytes
+from clpstream.transfer.search import Queries, kept, kept_bytes, nearest, query_bytes
 from clpstream.transfer.weights import similarity, softmax, sparsemax, sparsemax_threshold
 
 WeightRule = Literal["softmax", "sparsemax", "similarity"]
@@ -78,21 +78,23 @@ class Knn:
         check_shapes(anchors, wanted)
         own = own_anchors(own, wanted.shape[0], anchors.shape[0])
         center = mean(anchors) if self.center else None
-        units, unit_wanted = Unit(anchors, center), Unit(wanted, center)
+        units, unit_wanted = kept(Unit(anchors, center)), Unit(wanted, center)
         k = min(self.neighbors, anchors.shape[0])
-        parts, kept = [], 0
+        parts, total = [], 0
         lost = np.zeros(wanted.shape[0], bool)
-        for block in blocks(wanted, query_bytes()):
+        for block in blocks(wanted, query_bytes(units)):
             queries = Queries(unit_wanted, np.arange(block.start, block.stop), own[block])
             lost[block] = ~queries.rows.any(axis=1)
             alive = np.flatnonzero(~lost[block])
-            counts = np.zeros(len(queries.rows), np.int64)
-            found, indices, values = self._weigh(queries.some(alive), units, k)
+            counts = np.zeros(block.stop - block.start, np.int64)
+            if len(alive) < len(queries.rows):
+                queries = queries.some(alive)
+            found, indices, values = self._weigh(queries, units, k)
             counts[alive] = found
             parts.append(compact(counts, indices, values))
-            kept += len(indices)
+            total += len(indices)
             if self.weights == "sparsemax":  # how many it gives is known only now
-                _check_kept(kept)
+                _check_kept(total)
         return PreparedKnn(SparseWeights(parts), lost, own, anchors.shape[0])
 
     def fewest(self, d_helper: int, d_source: int) -> int:
@@ -108,9 +110,12 @@ class Knn:
 
     def working_bytes(self, anchors: int, missing: int, d_helper: int, d_source: int) -> int:
         """See `Method.working_bytes`."""
-        queries = min(4 * missing * d_helper, query_bytes())
-        found = min(4 * anchors * d_helper, block_bytes())
-        return 3 * (queries + found) + 16 * missing * self._typical_anchors + 2 * block_bytes()
+        held = min(4 * max(anchors, missing) * d_helper, kept_bytes())
+        rows = 4 * d_source * (min(anchors, missing) + missing)
+        weights = 16 * missing * self._typical_anchors
+        return (
+            max(held + 3 * block_bytes(), min(rows, 2 * held_bytes())) + weights + 4 * block_bytes()
+        )
 
     @property
     def _typical_anchors(self) -> int:
@@ -172,8 +177,8 @@ def _sparsemax(queries: Queries, anchors: Unit, k: int) -> Part:
 def _sparsemax_of_all(queries: Queries, anchors: Unit) -> Part:
     """The same from the scores of all anchors, in batches that bound the memory."""
     count = anchors.shape[0]
-    step = max(1, query_bytes() // (16 * count))
-    parts, kept = [], 0
+    step = max(1, share(8) // (16 * count))
+    parts, total = [], 0
     for start in range(0, len(queries.rows), step):
         rows = queries.rows[start : start + step]
         scores = np.hstack([rows @ anchors[block].T for block in blocks(anchors)])
@@ -182,8 +187,8 @@ def _sparsemax_of_all(queries: Queries, anchors: Unit) -> Part:
         scores[shared, own[shared]] = -np.inf
         weights = np.maximum(scores - sparsemax_threshold(scores)[:, None], 0)
         parts.append(_nonzero(np.broadcast_to(np.arange(count), weights.shape), weights))
-        kept += len(parts[-1][1])
-        _check_kept(kept)
+        total += len(parts[-1][1])
+        _check_kept(total)
     counts, indices, values = (np.concatenate(part) for part in zip(*parts, strict=True))
     return counts, indices, values
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 
 from clpstream.memory import block_bytes, share
@@ -14,9 +17,38 @@ _MOST_RIVALS = 1024
 """How many anchors beyond the k-th may be compared in float64 where the k-th place is unclear."""
 
 
-def query_bytes() -> int:
+_CACHED_BYTES = 1 << 20
+"""Of rows that are multiplied with others: few enough to stay in a processor's cache."""
+
+
+class Kept(Unit):
+    """The rows of a Unit, read once and kept in memory."""
+
+    def __init__(self, unit: Unit) -> None:
+        self.shape = unit.shape
+        self.exact = unit.exact  # type: ignore[method-assign]
+        self._kept = np.empty(unit.shape, np.float32)
+        for block in blocks(unit):
+            self._kept[block] = unit[block]
+
+    def __getitem__(self, index: Any) -> Floats:
+        rows: Floats = self._kept[index]
+        return rows
+
+
+def kept_bytes() -> int:
+    """Of the rows that are kept while all others go past them: all anchors, or some queries."""
+    return share(4)
+
+
+def kept(anchors: Unit) -> Unit:
+    """The anchors in memory, if they fit into `kept_bytes`."""
+    return Kept(anchors) if 4 * anchors.shape[0] * anchors.shape[1] <= kept_bytes() else anchors
+
+
+def query_bytes(anchors: Unit) -> int:
     """Of the rows that are searched for at once: for each block of them, all anchors are read."""
-    return share(8)
+    return block_bytes() if isinstance(anchors, Kept) else kept_bytes()
 
 
 class Queries:
@@ -84,8 +116,8 @@ def _cosines(queries: Floats, anchors: Unit, ids: Ids) -> Doubles:
     much of that.
     """
     scores = np.empty(ids.shape)
-    step = max(1, block_bytes() // (16 * anchors.shape[1]))
-    for block in blocks(anchors):
+    step = max(1, _CACHED_BYTES // (8 * anchors.shape[1]))
+    for block in _pieces(anchors):
         rows = anchors[block]
         lines, places = np.nonzero((ids >= block.start) & (ids < block.stop))
         for start in range(0, len(lines), step):
@@ -102,7 +134,7 @@ def _search(queries: Queries, anchors: Unit, k: int) -> tuple[Floats, Ids]:
     wider = k + bool((own != NO_ANCHOR).any())  # so that k are left without the own one
     scores = np.empty((len(own), 0), np.float32)
     ids = np.empty((len(own), 0), np.int64)
-    for block in blocks(anchors):
+    for block in _pieces(anchors):
         found = anchors[block]
         new_scores, new_ids = faiss.knn(
             queries.rows, found, min(wider, len(found)), metric=faiss.METRIC_INNER_PRODUCT
@@ -114,6 +146,11 @@ def _search(queries: Queries, anchors: Unit, k: int) -> tuple[Floats, Ids]:
         scores = np.take_along_axis(scores, order, axis=1)
         ids = np.take_along_axis(ids, order, axis=1)
     return scores, ids
+
+
+def _pieces(anchors: Unit) -> Iterable[slice]:
+    """Slices that cover the anchors: one if they are in memory."""
+    return [slice(0, anchors.shape[0])] if isinstance(anchors, Kept) else blocks(anchors)
 
 
 def _order(queries: Queries, anchors: Unit, candidates: Ids) -> Ids:
