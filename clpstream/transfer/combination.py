@@ -8,11 +8,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clpstream.memory import block_bytes
-from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, bounds
+from clpstream.memory import share
+from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, blocks, bounds
 
-_SUMMED_AT_ONCE = 512
-"""Anchors' rows of one sum: few enough to stay in a processor's cache."""
+_CACHED_BYTES = 1 << 18
+"""Of sums that are made at once: few enough to stay in a processor's cache."""
+_BYTES_OF_A_WEIGHT = 64
+"""What it takes to bring one weight into order with the others."""
+
+
+def held_bytes() -> int:
+    """Of rows that are made at once, and of anchors' rows that are held for them."""
+    return share(8)
 
 
 Part = tuple[Ids, npt.NDArray[Any], npt.NDArray[Any]]
@@ -43,38 +50,61 @@ class SparseWeights:
         return self._indices[part].astype(np.int64), self._values[part].astype(np.float64)
 
     def combine(self, start: int, stop: int, anchors: Rows) -> Floats:
-        """The weighted sums for the missing rows from `start` to `stop`: (n, width)."""
-        width = anchors.shape[1]
-        out = np.zeros((stop - start, width), np.float32)
-        counts = np.diff(self._starts[start : stop + 1])
-        most = int(counts.max(initial=1))
-        gathered = max(1, block_bytes() // (4 * width))
-        for row in range(0, stop - start, step := max(1, gathered // most)):
-            indices, values = self._padded(start + row, min(start + row + step, stop))
-            for column in range(0, indices.shape[1], gathered):
-                columns = slice(column, column + gathered)
-                part = _weighted_sums(indices[:, columns], values[:, columns], anchors)
-                out[row : row + step] += part
+        """The weighted sums for the missing rows from `start` to `stop`: (n, width).
+
+        Each anchor that has a weight there is read once, in pieces that bound the memory. A sum
+        goes through its anchors in their order, one product after the other, so that the pieces
+        change no bit of it.
+        """
+        out = np.zeros((stop - start, anchors.shape[1]), np.float32)
+        most = max(1, held_bytes() // _BYTES_OF_A_WEIGHT)
+        row = start
+        while row < stop:
+            end = int(np.searchsorted(self._starts, self._starts[row] + most, "right")) - 1
+            end = min(max(end, row + 1), stop)
+            self._add_sums(out[row - start : end - start], row, end, anchors)
+            row = end
         return out
 
-    def _padded(self, start: int, stop: int) -> tuple[Ids, Floats]:
-        """Indices and weights of some missing rows as matrices; what is too short gets weight 0."""
-        counts = np.diff(self._starts[start : stop + 1])
-        part = slice(self._starts[start], self._starts[stop])
-        there = np.arange(counts.max(initial=1)) < counts[:, None]
-        indices = np.full(there.shape, self._indices[part][:1].sum(), np.int64)
-        values = np.zeros(there.shape, np.float32)
-        indices[there], values[there] = self._indices[part], self._values[part]
-        return indices, values
+    def _add_sums(self, out: Floats, start: int, stop: int, anchors: Rows) -> None:
+        starts = self._starts[start : stop + 1]
+        part = slice(starts[0], starts[-1])
+        used, place = np.unique(self._indices[part], return_inverse=True)
+        lines = np.repeat(np.arange(stop - start), np.diff(starts))
+        order = np.lexsort((place, lines))
+        lines, place, values = lines[order], place[order], self._values[part][order]
+        step = max(1, held_bytes() // (4 * max(1, anchors.shape[1])))
+        for first in range(0, len(used), step):
+            rows = _read(anchors, used[first : first + step].astype(np.int64))
+            here = (place >= first) & (place < first + step)
+            _add_products(out, lines[here], place[here] - first, values[here], rows)
 
 
-def _weighted_sums(indices: Ids, values: Floats, anchors: Rows) -> Floats:
-    """sum_k values[i, k] * anchors[indices[i, k]]: each anchor's row is read once."""
-    used, place = np.unique(indices, return_inverse=True)
-    rows, place = anchors[used], place.reshape(indices.shape)
-    step = max(1, _SUMMED_AT_ONCE // indices.shape[1])
-    parts = [slice(start, start + step) for start in range(0, len(indices), step)]
-    return np.vstack([np.einsum("mk,mkd->md", values[p], rows[place[p]]) for p in parts])
+def _read(rows: Rows, ids: Ids) -> Floats:
+    """Some rows, read in blocks: what is on disk is larger than its rows while it is read."""
+    found = np.empty((len(ids), rows.shape[1]), np.float32)
+    for block in blocks(found):
+        found[block] = rows[ids[block]]
+    return found
+
+
+def _add_products(out: Floats, lines: Ids, place: Ids, values: Floats, rows: Floats) -> None:
+    """out[lines[i]] += values[i] * rows[place[i]] for one i after the other; `lines` ascends."""
+    starts = np.flatnonzero(np.diff(lines, prepend=-1))
+    counts = np.diff(starts, append=len(lines))
+    longest_first = np.argsort(-counts, kind="stable")
+    step = max(1, _CACHED_BYTES // (4 * max(1, rows.shape[1])))
+    product = np.empty((step, rows.shape[1]), np.float32)
+    for first in range(0, len(starts), step):
+        some = longest_first[first : first + step]
+        begin, left = starts[some], counts[some]
+        sums = out[lines[begin]]
+        for nth in range(left[0]):
+            at = begin[: np.count_nonzero(left > nth)] + nth
+            part = np.take(rows, place[at], axis=0, out=product[: len(at)], mode="clip")
+            part *= values[at, None]
+            sums[: len(at)] += part
+        out[lines[begin]] = sums
 
 
 def gathered(
@@ -88,12 +118,25 @@ def gathered(
 
 
 class Combined:
-    """The combinations of an anchors' matrix as a matrix (n_missing, d_source), made by slices."""
+    """The combinations of an anchors' matrix as a matrix (n_missing, d_source), made by slices.
+
+    More rows are made at once than a slice asks for, since each time the anchors are read again;
+    the slices that follow are cut from them.
+    """
 
     def __init__(self, weights: SparseWeights, anchors: Rows) -> None:
         self._weights = weights
         self._anchors = anchors
         self.shape = (len(weights), anchors.shape[1])
+        self._begin = 0
+        self._made = np.empty((0, anchors.shape[1]), np.float32)
 
     def __getitem__(self, index: Any) -> Floats:
-        return self._weights.combine(*bounds(index, self.shape[0]), self._anchors)
+        start, stop = bounds(index, self.shape[0])
+        if not self._begin <= start <= stop <= self._begin + len(self._made):
+            self._made = self._made[:0].copy()  # not two at a time
+            ahead = start + held_bytes() // (4 * max(1, self.shape[1]))
+            end = min(max(stop, ahead), self.shape[0])
+            self._begin, self._made = start, self._weights.combine(start, end, self._anchors)
+        found: Floats = self._made[start - self._begin : stop - self._begin].copy()
+        return found
