@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from clpstream.checkpoint import Checkpoint, VocabularyTensor, vocabulary_role
 from clpstream.errors import CheckpointError
 from clpstream.inputs import read_json_if_there
 from clpstream.origins import NO_ROW, Origins
-from clpstream.output.shards import NewTensor
+from clpstream.output.shards import NewTensor, TargetShard
 from clpstream.transfer import Method
 from clpstream.vocabulary import Vocabulary
 
@@ -183,4 +183,22 @@ def model_warnings(
         )
     if flag is False and not any(made.tensor.role == "output head" for made in new.values()):
         warnings.append("config.json says that there is an output head, but no shard has one")
+    return warnings
+
+
+def link_warnings(shards: Sequence[TargetShard]) -> list[str]:
+    """What hard links were asked for, and what is shared by them."""
+    linked = [shard for shard in shards if shard.linked]
+    behind = [shard for shard in shards if shard.original is not None and not shard.linked]
+    warnings = []
+    if linked:
+        warnings.append(
+            f"hard links: {len(linked):,} of {len(shards):,} shards are the source's own files "
+            "under a second name: who changes one in place changes both"
+        )
+    if behind:
+        warnings.append(
+            f"{len(behind):,} of {len(shards):,} shards are symbolic links in the source, as in "
+            "the Hub's cache: copied, not linked, so that nobody writes through to what others use"
+        )
     return warnings

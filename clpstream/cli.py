@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from clpstream.errors import ClpstreamError, TransferError
+from clpstream.memory import LEAST
 from clpstream.version import __version__
 
 if TYPE_CHECKING:
@@ -79,6 +81,22 @@ def _option(*names: str, **settings: Any) -> Callable[[Command], Command]:
     long = next(name for name in names if name.startswith("--"))
     variable = "CLPSTREAM_" + long.split("/")[0].strip("-").replace("-", "_").upper()
     return click.option(*names, envvar=variable, show_envvar=True, **settings)
+
+
+class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """A number of bytes: 134217728, 128M, 0.5G."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        """See click.ParamType."""
+        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([KMG]?)(?:i?B)?", str(value), re.IGNORECASE)
+        if found is None:
+            self.fail(f"{value!r} is no size; give bytes, or a number with K, M or G", param, ctx)
+        size = int(float(found[1]) * 1024 ** " KMG".index(found[2].upper() or " "))
+        if size < LEAST:
+            self.fail(f"{value} is too little; give {LEAST >> 20}M or more", param, ctx)
+        return size
 
 
 def _conversion_options(command: Command) -> Command:
@@ -281,6 +299,24 @@ def cli() -> None:
     "given several times.",
 )
 @_option(
+    "--link-mode",
+    type=click.Choice(["auto", "copy", "reflink", "hardlink"]),
+    default="auto",
+    show_default=True,
+    help="What becomes of shards that don't change. auto: a clone, which shares blocks until one "
+    "is written to, where the file system has that (Btrfs, XFS), else a copy. copy, reflink: that, "
+    "or an error. hardlink: the source's own files under a second name, which takes neither time "
+    "nor room; who changes one in place changes both.",
+)
+@_option(
+    "--max-memory",
+    type=_Size(),
+    metavar="SIZE",
+    help="Memory that the run may take above the interpreter and its libraries: bytes, or a number "
+    "with K, M or G (512M). With less, it takes longer. By default, 512M; and what a method's "
+    "matrices need, if that is more.",
+)
+@_option(
     "--overwrite",
     is_flag=True,
     help="Replace OUTPUT if it exists, once the new one is whole.",
@@ -312,6 +348,8 @@ def convert(
         pad_to_multiple_of=options["pad_to_multiple_of"],
         vocab_tensors=options["vocab_tensors"],
         pass_through=options["pass_through"],
+        link_mode=options["link_mode"],
+        max_memory=options["max_memory"],
         overwrite=options["overwrite"],
         dry_run=options["dry_run"],
         progress=_progress(options["quiet"]),

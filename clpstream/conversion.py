@@ -16,17 +16,20 @@ from typing import Any
 
 import numpy as np
 
+from clpstream import memory
 from clpstream.checkpoint import Checkpoint
 from clpstream.choosing import with_method
-from clpstream.errors import NotFiniteError, OutputError
+from clpstream.errors import NotFiniteError, OutputError, TransferError
 from clpstream.findings import guard_warnings, row_warnings
 from clpstream.hub import cache_entry, local_directory
+from clpstream.memory import limited_to
 from clpstream.new_rows import Outliers, new_rows
+from clpstream.output.copying import LinkMode
 from clpstream.output.files import json_bytes, write_file
 from clpstream.output.report import REPORT_FILE, Report, peak_memory
-from clpstream.output.shards import write_shard
 from clpstream.output.staging import check_place, check_space, free_bytes, staged
 from clpstream.output.verify import verify
+from clpstream.output.writing import writing
 from clpstream.plan import Pieces, Plan, Shared, make_plan, reads_helper
 from clpstream.progress import Progress
 from clpstream.reporting import make_report
@@ -82,6 +85,8 @@ def convert(
     pad_to_multiple_of: int = 1,
     vocab_tensors: Collection[str] = (),
     pass_through: Collection[str] = (),
+    link_mode: LinkMode = "auto",
+    max_memory: int | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -106,6 +111,11 @@ def convert(
     the mean, but for output heads half as much of each after the first.
     pad_to_multiple_of: the number of rows is rounded up to a multiple of this.
     vocab_tensors, pass_through: names of source tensors that clpstream can't tell by itself.
+    link_mode: what becomes of shards that don't change. "auto": a clone, which shares blocks until
+    one is written to, where the file system has that, else a copy. "copy" or "reflink": that, or
+    an error. "hardlink": the source's own file under a second name.
+    max_memory: bytes that the run may take above the interpreter and its libraries. Without it,
+    blocks are sized for 512 MiB, and a method takes more for its matrices where it must.
     dry_run: find out what would happen, and write nothing (but to the Hub's cache).
 
     Raises a ClpstreamError that says what is wrong and what to do; nothing is left behind then.
@@ -126,47 +136,60 @@ def convert(
         pad_to_multiple_of=pad_to_multiple_of,
         vocab_tensors=vocab_tensors,
         pass_through=pass_through,
+        link_mode=link_mode,
     )
+    base = peak_memory()
     check_place(output, [cache_entry(directory) for directory in plan.inputs], overwrite)
-    memory = peak_memory() + plan.working_bytes
     free = free_bytes(output)
-    if dry_run:
-        report = make_report(plan)
-    else:
-        check_space(output, plan.bytes_to_write, free)
-        try:
-            with staged(output, overwrite) as stage:
-                report = _write(plan, stage, progress)
-        except OSError as error:
-            raise OutputError(
-                f"{output}: can't be written: {error.strerror or error}; make room, or choose "
-                "another output"
-            ) from None
+    with limited_to(max_memory or memory.DEFAULT):
+        needed = plan.working_bytes
+        if max_memory is not None:
+            _check_memory(plan, needed, max_memory)
+        if dry_run:
+            report = make_report(plan)
+        else:
+            check_space(output, plan.bytes_to_write, free)
+            try:
+                with staged(output, overwrite) as stage:
+                    report = _write(plan, stage, progress)
+            except OSError as error:
+                raise OutputError(
+                    f"{output}: can't be written: {error.strerror or error}; make room, or choose "
+                    "another output"
+                ) from None
     return Conversion(
         output=None if dry_run else output,
         report=report,
         bytes_to_write=plan.bytes_to_write,
         bytes_free=free,
-        memory_needed=memory,
+        memory_needed=base + needed,
         seconds=time.monotonic() - begin,
         peak_memory=peak_memory(),
     )
 
 
+def _check_memory(plan: Plan, needed: int, limit: int) -> None:
+    """Raise TransferError if `needed` bytes are more than the limit."""
+    if needed > limit:
+        raise TransferError(
+            f"{plan.method.name} needs about {needed / 2**20:,.0f} MiB for these models, and "
+            f"{limit / 2**20:,.0f} MiB are allowed; allow more with --max-memory, or choose "
+            "another --method (knn needs least)"
+        )
+
+
 def _write(plan: Plan, stage: Path, progress: Progress) -> Report:
     # numpy's warnings would say less than the error for a row that is not finite
     with _naming_tokens(plan), np.errstate(all="ignore"):
-        settled = settle(with_method(plan, progress), progress)
-        prepared = prepare(settled, progress)
         outliers: Outliers = {}
-        with progress.task("writing", plan.shard_bytes, "B") as update:
-            for shard in plan.shards:
-                write_shard(
-                    stage / shard.name,
-                    shard,
-                    lambda part: new_rows(settled, prepared, part, outliers),
-                    update,
-                )
+        with (
+            progress.task("writing", plan.shard_bytes, "B") as update,
+            writing(stage, plan.shards, plan.link_mode, update) as target_shards,
+        ):
+            settled = settle(with_method(plan, progress), progress)
+            prepared = prepare(settled, progress)
+            for place in target_shards.new:
+                target_shards.write(place, new_rows(settled, prepared, place.new, outliers))
         guarded = prepared["input"].guarded
         findings = [*guard_warnings(settled, guarded), *row_warnings(settled, outliers)]
     for name, content in plan.written.items():

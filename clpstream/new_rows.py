@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -60,42 +60,29 @@ def _combined_rows(
     anchors = Selected(source, origins.anchors)
     copied = _with_idle_rows(plan, new, source)
     rows = prepared.rows(anchors, Selected(source, finite_words(plan, source)))
-    made: list[tuple[npt.NDArray[np.int64], Rows]] = [
-        (origins.combined, _Watched(rows, origins.combined, _longest(anchors), outliers))
-    ]
+    made: list[tuple[npt.NDArray[np.int64], Rows]] = [(origins.combined, rows)]
     if origins.pieces:
         groups = [_pieces(plan, new, group) for group in origins.pieces.values()]
         weights = [_weights(plan, new, len(group)) for group in groups]
         made.append((np.array(list(origins.pieces)), gathered(groups, weights, source)))
     rest = len(copied) > (copied >= 0).sum() + sum(len(tokens) for tokens, _ in made)
     filler = mean(anchors) if rest else np.zeros(source.shape[1])
-    return target_rows(source, copied, made, filler.astype(np.float32))
+    watch = _watching(_longest(anchors), outliers)
+    return target_rows(source, copied, made, filler.astype(np.float32), watch)
 
 
-class _Watched:
-    """Rows of tokens that note which of them are longer than `longest`, and by which factor."""
+def _watching(
+    longest: float, found: dict[int, float]
+) -> Callable[[npt.NDArray[np.int64], npt.NDArray[np.float32]], None]:
+    """Notes which tokens' rows are longer than `longest`, and by which factor."""
 
-    def __init__(
-        self,
-        rows: Rows,
-        tokens: npt.NDArray[np.int64],
-        longest: float,
-        found: dict[int, float],
-    ) -> None:
-        self._rows = rows
-        self._tokens = tokens
-        self._longest = longest
-        self._found = found
-        self.shape = rows.shape
-
-    def __getitem__(self, index: slice) -> npt.NDArray[np.float32]:
-        rows = self._rows[index]
+    def watch(tokens: npt.NDArray[np.int64], rows: npt.NDArray[np.float32]) -> None:
         lengths = _lengths(rows)
-        tokens = self._tokens[index]
-        for place in np.flatnonzero(lengths > self._longest):
-            token, factor = int(tokens[place]), float(lengths[place] / self._longest)
-            self._found[token] = max(self._found.get(token, 0.0), factor)
-        return rows
+        for place in np.flatnonzero(lengths > longest):
+            token, factor = int(tokens[place]), float(lengths[place] / longest)
+            found[token] = max(found.get(token, 0.0), factor)
+
+    return watch
 
 
 def _longest(anchors: Rows) -> float:
@@ -122,7 +109,8 @@ def _copied_rows(
     for token, pieces in origins.pieces.items():
         copied[token] = _pieces(plan, new, pieces)[0]
     copied[copied == NO_ROW] = origins.anchors[0]
-    return target_rows(source, copied, [], np.zeros(source.shape[1], np.float32))
+    filler = np.zeros(source.shape[1], np.float32)
+    return target_rows(source, copied, [], filler, lambda tokens, rows: None)
 
 
 def _with_idle_rows(plan: Plan, new: NewTensor, source: TensorRows) -> npt.NDArray[np.int64]:

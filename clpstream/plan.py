@@ -28,6 +28,7 @@ from clpstream.checks import (
     check_configs,
     check_helper,
     check_source,
+    link_warnings,
     method_warnings,
     model_warnings,
     origin_warnings,
@@ -37,6 +38,7 @@ from clpstream.errors import TransferError
 from clpstream.inputs import read_json, read_json_if_there, refuse_lfs_pointer
 from clpstream.origins import Origins, find_origins
 from clpstream.output.config import Retarget
+from clpstream.output.copying import LinkMode
 from clpstream.output.files import json_bytes
 from clpstream.output.shards import NewTensor, TargetShard, index_of, plan_shards
 from clpstream.output.side_files import side_files
@@ -102,6 +104,7 @@ class Plan:
     pieces: Pieces
     options: Mapping[str, Any]
     shards: tuple[TargetShard, ...]
+    link_mode: LinkMode
     written: Mapping[str, dict[str, Any]]
     copied_files: Mapping[str, Path]
     warnings: tuple[str, ...]
@@ -128,9 +131,9 @@ class Plan:
 
     @property
     def bytes_to_write(self) -> int:
-        """Size of the target's shards and other files."""
+        """Size of the target's shards and other files, but for those that are linked."""
         return (
-            self.shard_bytes
+            sum(shard.size for shard in self.shards if not shard.linked)
             + sum(len(json_bytes(content)) for content in self.written.values())
             + sum(path.stat().st_size for path in self.copied_files.values())
         )
@@ -163,6 +166,7 @@ def make_plan(
     pad_to_multiple_of: int = 1,
     vocab_tensors: Collection[str] = (),
     pass_through: Collection[str] = (),
+    link_mode: LinkMode = "auto",
 ) -> Plan:
     """Open both checkpoints and plan the target. Arguments and errors as for `convert`."""
     rule = _method(method)
@@ -170,6 +174,7 @@ def make_plan(
     splitting = isinstance(rule, Subword)
     pieces = pieces or ("first" if splitting else "mean")
     _check_choice("pieces", pieces, get_args(Pieces))
+    _check_choice("link_mode", link_mode, get_args(LinkMode))
     if not rule.reads_helper and shared == "map":
         raise TransferError(f"{rule.name} reads no helper to map shared tokens from; copy them")
     if type(pad_to_multiple_of) is not int or not 1 <= pad_to_multiple_of <= _MOST_PADDING:
@@ -212,6 +217,7 @@ def make_plan(
         refuse_lfs_pointer(path)
     base_rows = _base_rows(big, old, source_rows)
     made = {t.name: NewTensor(t, origins.rows + t.rows - base_rows) for t in tensors}
+    shards = plan_shards(big, made, hard_links=link_mode == "hardlink")
     written, notes = _json_files(big, tokenizer_directory, new, origins, made, base_rows)
     return Plan(
         source=big,
@@ -241,7 +247,8 @@ def make_plan(
             "vocab_tensors": sorted(vocab_tensors),
             "pass_through": sorted(pass_through),
         },
-        shards=plan_shards(big, made),
+        shards=shards,
+        link_mode=link_mode,
         written=written,
         copied_files=files,
         warnings=(
@@ -250,6 +257,7 @@ def make_plan(
             *method_warnings(origins, rule, embeddings, made),
             *model_warnings(big, tokenizer_directory, made, tied, base_rows),
             *notes,
+            *(link_warnings(shards) if link_mode == "hardlink" else ()),
         ),
     )
 

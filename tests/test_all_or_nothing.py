@@ -31,6 +31,7 @@ PROGRAM = """
 import ctypes, os, shutil, signal, sys
 from pathlib import Path
 from clpstream import cli, conversion
+from clpstream.output import writing
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored where tests run
 
@@ -50,7 +51,7 @@ def stopping(function, before):
 
 place = sys.argv[1]
 if place in ("first shard", "first shard and tidying"):
-    conversion.write_shard = stopping(conversion.write_shard, before=False)
+    writing.Writing.write = stopping(writing.Writing.write, before=False)
 elif place == "whole, verified":
     conversion.verify = stopping(conversion.verify, before=False)
 if place in ("in its place", "first shard and tidying"):

@@ -422,7 +422,7 @@ def test_progress_adds_up(pair):
     recorder = Recorder()
     convert(*pair, progress=recorder)
     shards = sum(path.stat().st_size for path in pair.output.glob("*.safetensors"))
-    assert recorder.tasks == [["tokens", len(MISSING), len(MISSING)], ["B", shards, shards]]
+    assert recorder.tasks == [["B", shards, shards], ["tokens", len(MISSING), len(MISSING)]]
 
 
 def test_a_config_without_a_vocabulary_size_gets_one(pair):

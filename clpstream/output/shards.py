@@ -1,41 +1,23 @@
-"""Target shards: planned from the source's headers, then written in one pass."""
+"""Target shards, planned from the source's headers: what they are made of, and where it lies."""
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
-
 from clpstream.checkpoint import (
     Checkpoint,
     Shard,
     TensorSpan,
     VocabularyTensor,
-    c_order_blocks,
     header_bytes,
 )
-from clpstream.errors import CheckpointError, OutputError
-from clpstream.progress import Update
-
-_COPY_BYTES = 64 << 20
-"""Bytes per copy call: few calls, and an interrupt is still answered soon."""
-_BUFFER_BYTES = 4 << 20
-_UNSUPPORTED = (
-    errno.EXDEV,
-    errno.ENOSYS,
-    errno.EINVAL,
-    errno.EOPNOTSUPP,
-    errno.EPERM,
-    errno.ENOTSOCK,
-)
+from clpstream.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -78,23 +60,53 @@ class StridedTensor:
 
 @dataclass(frozen=True)
 class TargetShard:
-    """A shard to write: its header, then its parts one after the other."""
+    """A shard to write: its header, then its parts one after the other.
+
+    linked: whether it is to be the source's own file under a second name.
+    """
 
     name: str
     header: bytes
     parts: tuple[CopiedRange | StridedTensor | NewTensor, ...]
+    linked: bool = False
 
     @property
     def size(self) -> int:
         return len(self.header) + sum(part.length for part in self.parts)
 
+    @property
+    def original(self) -> Path | None:
+        """The source's file that it is, byte for byte; None if it is another."""
+        if self.header:
+            return None
+        (whole,) = self.parts
+        assert isinstance(whole, CopiedRange)
+        return whole.path
 
-def plan_shards(source: Checkpoint, new: Mapping[str, NewTensor]) -> tuple[TargetShard, ...]:
+    def placed(self) -> Iterator[tuple[int, CopiedRange | StridedTensor | NewTensor]]:
+        """Each part with its offset in the file."""
+        offset = len(self.header)
+        for part in self.parts:
+            yield offset, part
+            offset += part.length
+
+
+def plan_shards(
+    source: Checkpoint, new: Mapping[str, NewTensor], hard_links: bool = False
+) -> tuple[TargetShard, ...]:
     """The target's shards: the source's, but for the tensors that are in `new` by name.
+
+    hard_links: those that don't change are linked; but not where the source has a symbolic link,
+    since what lies behind it, the Hub's cache for example, is not the source's alone.
 
     Raises CheckpointError if two of the source's would get the same name.
     """
     shards = tuple(_plan_shard(shard, new) for shard in source.shards)
+    if hard_links:
+        shards = tuple(
+            replace(shard, linked=shard.original is not None and not shard.original.is_symlink())
+            for shard in shards
+        )
     if len({shard.name for shard in shards}) < len(shards):
         names = ", ".join(shard.path.name for shard in source.shards)
         raise CheckpointError(
@@ -142,37 +154,6 @@ def _passed(spans: list[TensorSpan]) -> list[CopiedRange | StridedTensor]:
     return parts
 
 
-def write_shard(
-    path: Path,
-    shard: TargetShard,
-    rows: Callable[[NewTensor], Iterator[npt.NDArray[Any]]],
-    progress: Update,
-) -> None:
-    """Write a shard and fsync it. `rows` gives a vocabulary tensor's rows, block after block.
-
-    Raises OutputError if the blocks don't fill the tensor, OSError if the disk does not take them.
-    """
-    with path.open("wb", buffering=0) as file:
-        _write_all(file.fileno(), shard.header)
-        progress(len(shard.header))
-        for part in shard.parts:
-            if isinstance(part, CopiedRange):
-                _copy_range(part, file.fileno(), progress)
-                continue
-            written = 0
-            if isinstance(part, StridedTensor):
-                name, blocks = part.span.name, c_order_blocks(part.span)
-            else:
-                name, blocks = part.tensor.name, rows(part)
-            for block in blocks:
-                _write_all(file.fileno(), block.data.cast("B"))
-                written += block.nbytes
-                progress(block.nbytes)
-            if written != part.length:
-                raise OutputError(f"{path}: {name}: {written} of {part.length} bytes")
-        os.fsync(file.fileno())
-
-
 def index_of(source: Checkpoint, new: Mapping[str, NewTensor]) -> dict[str, Any] | None:
     """The target's model.safetensors.index.json; None where the source has none.
 
@@ -195,51 +176,3 @@ def index_of(source: Checkpoint, new: Mapping[str, NewTensor]) -> dict[str, Any]
         span.name: target_name(shard) for shard in source.shards for span in shard.tensors
     }
     return {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
-
-
-def _write_all(fd: int, data: bytes | memoryview) -> None:
-    view = memoryview(data)
-    while len(view):
-        view = view[os.write(fd, view) :]
-
-
-def _copy_range(part: CopiedRange, target: int, progress: Update) -> None:
-    """Copy inside the kernel where it can: copy_file_range, else sendfile, else by a buffer."""
-    with part.path.open("rb", buffering=0) as file:
-        offset, end = part.offset, part.offset + part.length
-        for copy in (_copy_file_range, _sendfile, _read_write):
-            while offset < end:
-                count = copy(file.fileno(), target, offset, min(_COPY_BYTES, end - offset))
-                if count == 0:  # this way does not work here, or no further
-                    break
-                offset += count
-                progress(count)
-    if offset < end:
-        raise OutputError(f"{part.path}: it became shorter while it was copied")
-
-
-def _copy_file_range(source: int, target: int, offset: int, count: int) -> int:
-    try:
-        return os.copy_file_range(source, target, count, offset_src=offset)
-    except (AttributeError, OSError) as error:
-        return _zero_if_unsupported(error)
-
-
-def _sendfile(source: int, target: int, offset: int, count: int) -> int:
-    try:
-        return os.sendfile(target, source, offset, count)
-    except (AttributeError, OSError) as error:
-        return _zero_if_unsupported(error)
-
-
-def _read_write(source: int, target: int, offset: int, count: int) -> int:
-    data = os.pread(source, min(count, _BUFFER_BYTES), offset)
-    _write_all(target, data)
-    return len(data)
-
-
-def _zero_if_unsupported(error: Exception) -> int:
-    """0 where the system lacks the call or has it for other file systems only."""
-    if isinstance(error, OSError) and error.errno not in _UNSUPPORTED:
-        raise error
-    return 0

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 
 from clpstream.errors import TransferError
-from clpstream.transfer.fitted import Pool, PreparedMap, fit_bytes
-from clpstream.transfer.linear import LinearMap, Scaled, gram, pairs_of, rotation
-from clpstream.transfer.rows import Floats, Ids, Rows, Selected
+from clpstream.transfer.fitted import PreparedMap, fit_bytes
+from clpstream.transfer.linear import (
+    Frame,
+    Framed,
+    Frames,
+    LinearMap,
+    Pairs,
+    column_blocks,
+    gram,
+    less,
+    pairs_of,
+    rotation,
+    subtract_mean,
+)
+from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, Selected, blocks, mean
 
 POOL = 3000
 """Tokens of each side that are paired: the most frequent ones, whose rows are trained best."""
@@ -58,7 +71,9 @@ class Align:
 
     def prepare(self, anchors: Rows, wanted: Rows, own: Ids | None = None) -> PreparedMap:
         """See `Method.prepare`."""
-        return PreparedMap(self._fit, anchors, wanted, own)
+        return PreparedMap(
+            lambda x, sure, wanted: _SelfLearning(self, x, sure, wanted), anchors, wanted, own
+        )
 
     def fewest(self, d_helper: int, d_source: int) -> int:
         """See `Method.fewest`. With fewer, some directions turn anywhere."""
@@ -73,81 +88,133 @@ class Align:
         pool = 3 * _POOL_BYTES + 12 * POOL * POOL
         return fit_bytes(d_helper, d_source) + 16 * d_helper**2 + 32 * anchors + missing + pool
 
-    def _fit(self, x: Rows, y: Rows, pool: Pool) -> LinearMap:
-        fitted = self._map(x, y)
-        if pool.words is None or 0 in (self.rounds, pool.words.shape[0], pool.wanted.shape[0]):
+
+class _SelfLearning:
+    """Fits maps with `Align`'s parameters. What the helper's anchors give is kept: it is the same
+    for all tensors."""
+
+    def __init__(self, method: Align, x: Rows, sure: Ids, wanted: Rows) -> None:
+        self._method = method
+        self._x = x
+        self._sure = sure
+        self._unsure = np.setdiff1d(np.arange(x.shape[0]), sure)
+        self._wanted = wanted
+        self._frame = Frame.of(x)
+
+    def __call__(self, anchors: Rows, words: Rows | None) -> LinearMap:
+        frames = Frames(self._frame, Frame.of(anchors))
+        sure = pairs_of(Selected(self._x, self._sure), Selected(anchors, self._sure), frames)
+        fitted = self._of_all(sure, anchors)
+        if words is None:
             return fitted
-        count = min(POOL, max(1, _POOL_BYTES // (4 * max(x.shape[1], y.shape[1]))))
-        wanted, words = pool.wanted[:count], pool.words[:count]
-        if not (len(wanted) and len(words)):
+        widest = max(self._x.shape[1], anchors.shape[1])
+        pool = np.arange(min(POOL, max(1, _POOL_BYTES // (4 * widest))))
+        wanted = Selected(self._wanted, pool[: self._wanted.shape[0]])
+        words = Selected(words, pool[: words.shape[0]])
+        if not (wanted.shape[0] and words.shape[0]):
             return fitted
-        if not np.isfinite(words).all():
+        if not all(np.isfinite(words[block]).all() for block in blocks(words)):
             raise TransferError("a frequent token's row in the source has NaN or Inf; repair it")
-        for _ in range(self.rounds):
-            ours, theirs = mutual(fitted.turned(wanted), words)
-            fitted = self._map(
-                _Joined(Selected(x, pool.sure), wanted[ours]),
-                _Joined(Selected(y, pool.sure), words[theirs]),
-            )
+        for _ in range(self._method.rounds):
+            ours, theirs = mutual(_turned(fitted, wanted), words)
+            x, y = Selected(wanted, ours), Selected(words, theirs)
+            squares = self._sure_squares + self._squares(x)
+            fitted = self._map(sure + pairs_of(x, y, frames), squares)
         return fitted
 
-    def _map(self, x: Rows, y: Rows) -> LinearMap:
-        pairs = pairs_of(x, y)
-        turned = rotation(pairs)
-        squares = gram(Scaled(x, pairs.x_mean, 1.0))
-        mean_eigenvalue = squares.trace() / len(squares)
-        if not (self.soften and mean_eigenvalue):
-            return turned
-        squares[np.diag_indices_from(squares)] += _PENALTY * mean_eigenvalue
-        slopes = (1 - self.soften) * turned.slopes
-        slopes += self.soften * np.linalg.solve(squares, pairs.products)
-        return LinearMap(pairs.x_mean, pairs.y_mean, slopes.astype(np.float32))
+    def _of_all(self, sure: Pairs, anchors: Rows) -> LinearMap:
+        """The map of all anchors, sure or not."""
+        if not len(self._unsure):
+            return self._map(sure, self._sure_squares)
+        x, y = Selected(self._x, self._unsure), Selected(anchors, self._unsure)
+        pairs = sure + pairs_of(x, y, sure.frames)
+        return self._map(pairs, self._sure_squares + self._unsure_squares)
+
+    @cached_property
+    def _sure_squares(self) -> Floats:
+        return self._squares(Selected(self._x, self._sure))
+
+    @cached_property
+    def _unsure_squares(self) -> Floats:
+        return self._squares(Selected(self._x, self._unsure))
+
+    def _squares(self, x: Rows) -> Floats:
+        """XᵀX in the frame, in the precision that products of blocks have."""
+        return gram(Framed(x, self._frame))[0].astype(np.float32)
+
+    def _map(self, pairs: Pairs, squares: Floats) -> LinearMap:
+        """The map of some pairs, from what is known of them and XᵀX of their rows in the frame."""
+        turned, soften = rotation(pairs), np.float32(self._method.soften)
+        if soften and pairs.x_squares:
+            turned.slopes[...] *= 1 - soften
+            _add_regression(turned.slopes, soften, pairs, squares)
+        return turned
 
 
-def mutual(left: Floats, right: Floats) -> tuple[Ids, Ids]:
+def _add_regression(slopes: Floats, part: np.float32, pairs: Pairs, squares: Floats) -> None:
+    """Add a part of (XᵀX + t I)⁻¹ XᵀY to the slopes, in place."""
+    penalised = squares.astype(np.float64)
+    subtract_mean(penalised, pairs.x, pairs.count)
+    penalised[np.diag_indices_from(penalised)] += _PENALTY * pairs.x_squares / len(squares)
+    inverse = np.linalg.inv(penalised)
+    inverse *= part * pairs.frames.y.scale / pairs.frames.x.scale
+    for columns in column_blocks(slopes):
+        slopes[:, columns] += inverse @ pairs.products[:, columns]
+
+
+def _turned(fitted: LinearMap, rows: Rows) -> Floats:
+    """(n, d_helper) -> (n, d_source), by blocks."""
+    turned = np.empty((rows.shape[0], fitted.slopes.shape[1]), np.float32)
+    for block in blocks(turned):
+        turned[block] = fitted.turned(rows[block])
+    return turned
+
+
+def mutual(left: Rows, right: Rows) -> tuple[Ids, Ids]:
     """Places (k,) in left (n, d) and in right (m, d) of rows that are each other's nearest.
 
     By cosine of the rows less their means, with hubs held back by cross-domain similarity local
     scaling (Conneau et al. 2018, arXiv 1710.04087): twice the cosine, less each row's mean cosine
     with its ten nearest rows of the other side.
     """
-    scores = _unit(left) @ _unit(right).T
+    scores = _cosines(left, right)
     of_left, of_right = _closeness(scores), _closeness(scores.T)
-    nearest = (2 * scores - of_right).argmax(axis=1)
-    back = (2 * scores - of_left[:, None]).argmax(axis=0)
+    nearest, back = _nearest(scores, of_right), _nearest(scores.T, of_left)
     found = np.flatnonzero(back[nearest] == np.arange(len(nearest)))
     return found, nearest[found]
 
 
-def _closeness(scores: Floats) -> Floats:
-    """The mean of each row's ten largest scores."""
-    count = min(_NEIGHBORHOOD, scores.shape[1])
-    closeness: Floats = np.partition(scores, -count, axis=1)[:, -count:].mean(axis=1)
-    return closeness
+def _cosines(left: Rows, right: Rows) -> Floats:
+    """Of all rows on the left (n, d) with all on the right (m, d), less their means: (n, m)."""
+    center, other_center = mean(left), mean(right)
+    scores = np.empty((left.shape[0], right.shape[0]), np.float32)
+    for ours in blocks(left):
+        rows = _unit(left[ours], center)
+        for theirs in blocks(right):
+            scores[ours, theirs] = rows @ _unit(right[theirs], other_center).T
+    return scores
 
 
-def _unit(rows: Floats) -> Floats:
-    # subtracted in float64, since little may be left of two large numbers
-    centered = (rows - rows.mean(axis=0, dtype=np.float64)).astype(np.float32)
-    norms = np.linalg.norm(centered, axis=1, keepdims=True)
-    unit: Floats = centered / np.where(norms > 0, norms, 1)
+def _unit(rows: Floats, center: Doubles) -> Floats:
+    unit = less(rows, center)
+    norms = np.linalg.norm(unit, axis=1, keepdims=True)
+    unit /= np.where(norms > 0, norms, 1)
     return unit
 
 
-class _Joined:
-    """The rows of a matrix, and then those of an array."""
+def _closeness(scores: Floats) -> Floats:
+    """The mean of each row's ten largest scores, (n,)."""
+    count = min(_NEIGHBORHOOD, scores.shape[1])
+    closeness = np.empty(len(scores), np.float32)
+    for block in blocks(scores):
+        best = np.partition(scores[block], -count, axis=1)[:, -count:]
+        closeness[block] = best.mean(axis=1)
+    return closeness
 
-    def __init__(self, first: Rows, rest: Floats) -> None:
-        self._first = first
-        self._rest = rest
-        self.shape = (first.shape[0] + len(rest), first.shape[1])
 
-    def __getitem__(self, index: slice) -> Floats:
-        start, stop, _ = index.indices(self.shape[0])
-        count = self._first.shape[0]
-        return np.concatenate(
-            [
-                self._first[min(start, count) : min(stop, count)],
-                self._rest[max(start - count, 0) : max(stop - count, 0)],
-            ]
-        )
+def _nearest(scores: Floats, closeness: Floats) -> Ids:
+    """The place of each row's largest score, doubled, less the closeness of the other side."""
+    places = np.empty(len(scores), np.int64)
+    for block in blocks(scores):
+        places[block] = (2 * scores[block] - closeness).argmax(axis=1)
+    return places

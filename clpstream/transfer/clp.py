@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from clpstream.memory import block_bytes
-from clpstream.transfer.cosine_sums import ClosedSums, PositiveSums, totals
+from clpstream.transfer.cosine_sums import ClosedSums, PositiveSums, own_cosines, total_of
 from clpstream.transfer.knn import Knn
 from clpstream.transfer.method import NO_ANCHOR, heaviest, own_anchors
 from clpstream.transfer.rows import (
@@ -72,7 +71,7 @@ class Clp:
 
     def working_bytes(self, anchors: int, missing: int, d_helper: int, d_source: int) -> int:
         """See `Method.working_bytes`."""
-        matrix = 0 if self.clip_negative else 20 * d_helper * d_source
+        matrix = 0 if self.clip_negative else 12 * d_helper * d_source
         return matrix + 32 * missing + 6 * block_bytes()
 
 
@@ -88,8 +87,8 @@ class PreparedClp:
             self._denominators = _positive_totals(self._wanted, self._anchors, own)
             bad = self._denominators <= _MIN_POSITIVE
         else:
-            self._denominators = totals(self._wanted, self._anchors, own)
-            bad = _condition(self._denominators, self._wanted, self._anchors, own) < MIN_CONDITION
+            self._denominators, condition = _totals(self._wanted, self._anchors, own)
+            bad = condition < MIN_CONDITION
         self._bad = np.flatnonzero(bad)
         self._fallback = Knn(weights="similarity", center=False).prepare(
             anchors, Selected(wanted, self._bad), own[self._bad]
@@ -154,10 +153,11 @@ class _Guarded:
         first, last = np.searchsorted(self._bad, [start, stop])
         denominators = self._denominators[start:stop].copy()
         denominators[self._bad[first:last] - start] = 1
-        rows = self._sums[start:stop] / denominators[:, None]
-        rows[self._bad[first:last] - start] = self._fallback[first:last]
-        made: Floats = rows.astype(np.float32)
-        return made
+        rows: Floats = self._sums[start:stop]
+        rows /= denominators[:, None].astype(np.float32)
+        if first < last:
+            rows[self._bad[first:last] - start] = self._fallback[first:last]
+        return rows
 
 
 def _positive_totals(wanted: Unit, units: Unit, own: Ids) -> Doubles:
@@ -167,20 +167,23 @@ def _positive_totals(wanted: Unit, units: Unit, own: Ids) -> Doubles:
     return np.concatenate([np.empty(0), *found])
 
 
-def _condition(
-    denominators: Doubles, wanted: Unit, units: Unit, own: Ids
-) -> npt.NDArray[np.float64]:
-    """The mean cosine of each wanted row over its root mean square cosine: (n_wanted,)."""
-    spaced = np.linspace(0, units.shape[0] - 1, _SAMPLE).astype(np.int64)
-    ids = np.unique(spaced)
+def _totals(wanted: Unit, units: Unit, own: Ids) -> tuple[Doubles, Doubles]:
+    """Of each wanted row's cosines the sum (n_wanted,), and their mean over their root mean square.
+
+    The mean square is that of a sample.
+    """
+    total = total_of(units)
+    ids = np.unique(np.linspace(0, units.shape[0] - 1, _SAMPLE).astype(np.int64))
     sample = units[ids]
-    condition = np.empty(len(denominators))
+    sums, condition = np.empty(wanted.shape[0]), np.empty(wanted.shape[0])
     for block in blocks(wanted):
-        squares = np.square(wanted[block] @ sample.T, dtype=np.float64)
+        rows = wanted[block]
+        sums[block] = rows.astype(np.float64) @ total
+        shared, cosines = own_cosines(rows, units, own[block])
+        sums[block.start + shared] -= cosines
+        squares = np.square(rows @ sample.T, dtype=np.float64)
         others = ids != own[block, None]
         spread = np.sqrt((squares * others).sum(axis=1) / others.sum(axis=1))
         count = units.shape[0] - (own[block] != NO_ANCHOR)
-        condition[block] = denominators[block] / np.maximum(
-            count * spread, np.finfo(np.float64).tiny
-        )
-    return condition
+        condition[block] = sums[block] / np.maximum(count * spread, np.finfo(np.float64).tiny)
+    return sums, condition

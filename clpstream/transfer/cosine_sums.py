@@ -9,21 +9,12 @@ from clpstream.transfer.method import NO_ANCHOR
 from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, Unit, blocks, bounds
 
 
-def totals(wanted: Unit, units: Unit, own: Ids) -> Doubles:
-    """The sum of each wanted row's cosines, shape (n_wanted,): in float64, since they may cancel.
-
-    wanted, units: unit rows of the wanted tokens and the anchors. own: see `Method.prepare`.
-    """
+def total_of(units: Unit) -> Doubles:
+    """The sum of unit rows, (d,): in float64, since they may cancel."""
     total = np.zeros(units.shape[1])
     for block in blocks(units):
         total += units[block].sum(axis=0, dtype=np.float64)
-    sums = np.empty(wanted.shape[0])
-    for block in blocks(wanted):
-        rows = wanted[block]
-        sums[block] = rows.astype(np.float64) @ total
-        shared, cosines = _own_cosines(rows, units, own[block])
-        sums[block.start + shared] -= cosines
-    return sums
+    return total
 
 
 class ClosedSums:
@@ -41,7 +32,7 @@ class ClosedSums:
         rows = self._wanted[index]
         sums: Floats = rows @ self._projection
         own = self._own[index]
-        shared, cosines = _own_cosines(rows, self._units, own)
+        shared, cosines = own_cosines(rows, self._units, own)
         if len(shared):
             sums[shared] -= cosines[:, None].astype(np.float32) * self._anchors[own[shared]]
         return sums
@@ -77,7 +68,7 @@ class PositiveSums:
         return sums
 
 
-def _own_cosines(rows: Floats, units: Unit, own: Ids) -> tuple[Ids, Doubles]:
+def own_cosines(rows: Floats, units: Unit, own: Ids) -> tuple[Ids, Doubles]:
     """Which of the unit rows have an own anchor, and their cosine with it."""
     shared = np.flatnonzero(own != NO_ANCHOR)
     if not len(shared):

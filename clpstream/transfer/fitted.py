@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from clpstream.memory import block_bytes
 from clpstream.transfer.linear import LinearMap, MappedRows
-from clpstream.transfer.method import NO_ANCHOR, directionless, own_anchors
+from clpstream.transfer.method import NO_ANCHOR, directionless, finite_mean, own_anchors
 from clpstream.transfer.ridge import Ridge
 from clpstream.transfer.rows import (
     Doubles,
@@ -18,7 +18,6 @@ from clpstream.transfer.rows import (
     Unit,
     check_count,
     check_shapes,
-    mean,
 )
 from clpstream.transfer.search import Queries, nearest
 
@@ -26,52 +25,48 @@ _NARROWEST = 8
 """Columns below which a tensor is no space that could be turned."""
 
 
-@dataclass(frozen=True)
-class Pool:
-    """What new pairs may be found among.
+class Fit(Protocol):
+    """What fits a map for each tensor of the source; it may keep what the helper's rows give."""
 
-    sure: (n_sure,) anchors that are no wanted token. wanted: their rows (n_wanted, d_helper) in the
-    helper. words: (n_words, d_source) rows of frequent source tokens, or None if none are given.
-    """
-
-    sure: Ids
-    wanted: Rows
-    words: Rows | None
+    def __call__(self, anchors: Rows, words: Rows | None) -> LinearMap:
+        """The map to a tensor, from its rows of the anchors (n_anchors, d_source) and of frequent
+        source tokens (n_words, d_source), if any are given."""
+        ...
 
 
-Fit = Callable[[Rows, Rows, Pool], LinearMap]
-"""From the anchors' rows in the helper and in a tensor of the source."""
+MakeFit = Callable[[Rows, Ids, Rows], Fit]
+"""From the helper's rows of the anchors (n_anchors, d_helper), the anchors that are no wanted token
+(n_sure,), and the rows of the wanted tokens (n_wanted, d_helper)."""
 
 
 class PreparedMap:
     """See `Prepared`."""
 
-    def __init__(self, fit: Fit, anchors: Rows, wanted: Rows, own: Ids | None) -> None:
+    def __init__(self, make_fit: MakeFit, anchors: Rows, wanted: Rows, own: Ids | None) -> None:
         check_shapes(anchors, wanted)
-        self._fit = fit
         self._anchors = anchors
         self._wanted = wanted
         self._own = own_anchors(own, wanted.shape[0], anchors.shape[0])
-        directionless(Unit(anchors, None))  # raises for NaN and Inf
-        self._lost = directionless(Unit(wanted, mean(anchors)))
+        self._center = finite_mean(anchors)
+        self._lost = directionless(Unit(wanted, self._center))
         self.guarded = {"no direction in the helper": np.flatnonzero(self._lost)}
+        unsure = self._own[self._own != NO_ANCHOR]
+        sure = np.setdiff1d(np.arange(anchors.shape[0]), unsure)
+        self._fit = make_fit(anchors, sure, wanted)
 
     def rows(self, anchors: Rows, words: Rows | None = None) -> Rows:
         """See `Prepared.rows`."""
         check_count(anchors, self._anchors.shape[0])
         if anchors.shape[1] < _NARROWEST:
             return Ridge().prepare(self._anchors, self._wanted, self._own).rows(anchors)
-        unsure = self._own[self._own != NO_ANCHOR]
-        sure = np.setdiff1d(np.arange(anchors.shape[0]), unsure)
-        fitted = self._fit(self._anchors, anchors, Pool(sure, self._wanted, words))
-        return MappedRows(fitted, self._wanted, self._lost)
+        return MappedRows(self._fit(anchors, words), self._wanted, self._lost)
 
     def nearest(self, rows: Sequence[int], top: int) -> list[tuple[Ids, Doubles]]:
         """See `Prepared.nearest`: a map has no weights, so positive cosines in the helper."""
-        places, center = np.array(rows, np.int64), mean(self._anchors)
-        queries = Queries(Unit(self._wanted, center), places, self._own[places])
+        places = np.array(rows, np.int64)
+        queries = Queries(Unit(self._wanted, self._center), places, self._own[places])
         count = min(top, self._anchors.shape[0])
-        cosines, anchors = nearest(queries, Unit(self._anchors, center), count)
+        cosines, anchors = nearest(queries, Unit(self._anchors, self._center), count)
         found = zip(anchors, cosines, strict=True)
         return [(ids[scores > 0], scores[scores > 0]) for ids, scores in found]
 

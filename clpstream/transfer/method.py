@@ -118,6 +118,14 @@ def directionless(wanted: Unit) -> npt.NDArray[np.bool_]:
     return lost
 
 
+def finite_mean(rows: Rows) -> Doubles:
+    """The mean row, shape (d,). Raises TransferError for NaN and Inf, and names the row."""
+    center = mean(rows)
+    if not np.isfinite(center).all():
+        directionless(Unit(rows, None))
+    return center
+
+
 class MeanOfOthers:
     """For each wanted row the mean of the anchors' rows, its own left out: (n_wanted, d_source)."""
 

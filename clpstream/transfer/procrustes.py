@@ -8,9 +8,20 @@ from typing import Any, ClassVar
 import numpy as np
 
 from clpstream.errors import TransferError
-from clpstream.transfer.fitted import Pool, PreparedMap, fit_bytes
-from clpstream.transfer.linear import LinearMap, cosines, pairs_of, rotation
+from clpstream.transfer.fitted import PreparedMap, fit_bytes
+from clpstream.transfer.linear import (
+    Frame,
+    Frames,
+    LinearMap,
+    Pairs,
+    cosines,
+    pairs_of,
+    rotation,
+)
 from clpstream.transfer.rows import Ids, Rows, Selected
+
+_ENOUGH = 0.25
+"""Of the squares: what is left of a sum must be more, or rounding of the whole may show."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class Procrustes:
 
     def prepare(self, anchors: Rows, wanted: Rows, own: Ids | None = None) -> PreparedMap:
         """See `Method.prepare`."""
-        return PreparedMap(self._fit, anchors, wanted, own)
+        return PreparedMap(lambda x, _sure, _wanted: _Trimming(self, x), anchors, wanted, own)
 
     def fewest(self, d_helper: int, d_source: int) -> int:
         """See `Method.fewest`. With fewer, some directions turn anywhere."""
@@ -61,12 +72,41 @@ class Procrustes:
         """See `Method.working_bytes`."""
         return fit_bytes(d_helper, d_source) + 32 * anchors + missing
 
-    def _fit(self, x: Rows, y: Rows, pool: Pool) -> LinearMap:
-        kept = np.arange(x.shape[0])
-        fitted = rotation(pairs_of(x, y))
-        for _ in range(self.rounds if self.trim else 0):
+
+class _Trimming:
+    """Fits maps with `Procrustes`' parameters. Of anchors that are left out, the products alone are
+    subtracted from those of all."""
+
+    def __init__(self, method: Procrustes, x: Rows) -> None:
+        self._rounds = method.rounds if method.trim else 0
+        self._kept = 1 - method.trim
+        self._x = x
+        self._frame = Frame.of(x)
+
+    def __call__(self, anchors: Rows, words: Rows | None) -> LinearMap:
+        x, y, frames = self._x, anchors, Frames(self._frame, Frame.of(anchors))
+        kept, pairs = np.arange(x.shape[0]), pairs_of(x, y, frames)
+        fitted = rotation(pairs)
+        for _ in range(self._rounds):
             agreement = cosines(fitted, Selected(x, kept), Selected(y, kept))
-            count = max(1, round(len(kept) * (1 - self.trim)))
-            kept = np.sort(kept[np.argsort(-agreement, kind="stable")[:count]])
-            fitted = rotation(pairs_of(Selected(x, kept), Selected(y, kept)))
+            best = np.argsort(-agreement, kind="stable")
+            count = max(1, round(len(kept) * self._kept))
+            dropped, kept = np.sort(kept[best[count:]]), np.sort(kept[best[:count]])
+            pairs = without(pairs, dropped, kept, x, y)
+            fitted = rotation(pairs)
         return fitted
+
+
+def without(pairs: Pairs, dropped: Ids, kept: Ids, x: Rows, y: Rows) -> Pairs:
+    """What is known of the kept ones of pairs, from what is known of all.
+
+    By subtraction of the dropped ones, unless little is left: rounding would be much of it.
+    """
+    if len(dropped) < len(kept):
+        left = pairs - pairs_of(Selected(x, dropped), Selected(y, dropped), pairs.frames)
+        if (
+            left.x_squares > _ENOUGH * pairs.x_squares
+            and left.y_squares > _ENOUGH * pairs.y_squares
+        ):
+            return left
+    return pairs_of(Selected(x, kept), Selected(y, kept), pairs.frames)

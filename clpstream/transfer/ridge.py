@@ -10,7 +10,16 @@ import numpy as np
 
 from clpstream.errors import TransferError
 from clpstream.memory import block_bytes
-from clpstream.transfer.linear import Scaled, column_blocks, gram, products_of, spread
+from clpstream.transfer.linear import (
+    Frame,
+    Framed,
+    Frames,
+    Scaled,
+    column_blocks,
+    gram,
+    pairs_of,
+    subtract_mean,
+)
 from clpstream.transfer.method import NO_ANCHOR, directionless, heaviest, own_anchors
 from clpstream.transfer.rows import (
     Doubles,
@@ -22,7 +31,6 @@ from clpstream.transfer.rows import (
     bounds,
     check_count,
     check_shapes,
-    mean,
 )
 
 PENALTIES = 10 ** np.arange(-3, 2.75, 0.5)
@@ -77,37 +85,43 @@ class Ridge:
 
 
 class PreparedRidge:
-    """See `Prepared`. Keeps the eigenvectors of XᵀX: (d_helper, d_helper)."""
+    """See `Prepared`. Keeps the eigenvectors of XᵀX: (d_helper, d_helper). X is in a frame."""
 
     def __init__(self, anchors: Rows, wanted: Rows, own: Ids, penalty: float | None) -> None:
-        center = mean(anchors)
-        if not np.isfinite(center).all():
+        self._frame = Frame.of(anchors)
+        # in float64: with few anchors, small eigenvalues count
+        squares, mean = gram(Framed(anchors, self._frame), np.float64)
+        if not np.isfinite(mean).all():
             directionless(Unit(anchors, None))  # raises, and names the row
-        scale = spread(anchors, center)
-        self._anchors = Scaled(anchors, center, scale)
-        self._wanted = Scaled(wanted, center, scale)
+        subtract_mean(squares, mean, anchors.shape[0])
+        center = self._frame.center + self._frame.scale * mean
+        self._rows = anchors
+        self._anchors = Scaled(anchors, center, self._frame.scale)
+        self._wanted = Scaled(wanted, center, self._frame.scale)
         self._own = own
         self._penalty = penalty
         self._lost = directionless(Unit(wanted, center))
         self.guarded = {"no direction in the helper": np.flatnonzero(self._lost)}
-        values, self._vectors = np.linalg.eigh(gram(self._anchors))
+        self._unit = max(0.0, float(squares.trace())) / len(squares) or 1.0
+        values, self._vectors = np.linalg.eigh(squares)
         self._values = np.maximum(values, 0)
 
     def rows(self, anchors: Rows, words: Rows | None = None) -> Rows:
-        """See `Prepared.rows`. Reads all anchors twice."""
+        """See `Prepared.rows`. Reads all anchors once."""
         check_count(anchors, self._anchors.shape[0])
-        center = mean(anchors)
-        products, squares = products_of(self._anchors, anchors, center)
-        powers = np.zeros(len(products))  # of each eigenvector in Y
+        frames = Frames(self._frame, Frame.of(anchors))
+        pairs = pairs_of(self._rows, anchors, frames, np.float64)
+        products, powers = pairs.products, np.zeros(len(pairs.products))
         for columns in column_blocks(products):
-            products[:, columns] = self._vectors.T @ products[:, columns]
-            powers += np.square(products[:, columns]).sum(axis=1)
-        penalty = self._penalty or self._best_penalty(powers, squares)
-        weights = self._vectors * self._shrinkage(penalty)
+            turned = self._vectors.T @ products[:, columns]
+            powers += np.square(turned).sum(axis=1)  # of each eigenvector in Y
+            products[:, columns] = turned
+        penalty = self._penalty or self._best_penalty(powers, pairs.y_squares)
+        weights = self._vectors * (self._shrinkage(penalty) * pairs.frames.y.scale)
         slopes = np.empty(products.shape, np.float32)
         for columns in column_blocks(products):
             slopes[:, columns] = weights @ products[:, columns]
-        return _Mapped(self, penalty, slopes, center, anchors)
+        return _Mapped(self, penalty, slopes, pairs.y_mean, anchors)
 
     def nearest(self, rows: Sequence[int], top: int) -> list[tuple[Ids, Doubles]]:
         """See `Prepared.nearest`. Where the penalty is chosen for each tensor, 1 stands for it."""
@@ -159,8 +173,8 @@ class PreparedRidge:
         return self._own[index]
 
     def _shrinkage(self, penalty: float) -> Doubles:
-        """The eigenvalues of (XᵀX + penalty t I)⁻¹: t is the number of anchors, X being scaled."""
-        shrunk: Doubles = 1 / (self._values + penalty * self._anchors.shape[0])
+        """The eigenvalues of (XᵀX + penalty t I)⁻¹."""
+        shrunk: Doubles = 1 / (self._values + penalty * self._unit)
         return shrunk
 
     def _best_penalty(self, powers: Doubles, squares: float) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from clpstream.memory import block_bytes
-from clpstream.transfer.rows import Ids, Rows, blocks, mean
+from clpstream.transfer.linear import less
+from clpstream.transfer.rows import Ids, Rows, blocks
 
 _SHORT = 0.1
 """Of the median length: rows shorter than this say next to nothing."""
@@ -18,26 +19,27 @@ def untrained(rows: Rows) -> dict[str, Ids]:
 
     Tokens that never came up in training keep rows that are short, by themselves or less the mean
     of all, or equal (Land & Bartolo 2024, arXiv 2405.05417); equal ones have equal lengths, so only
-    neighbours in length are compared. Reads all rows three times.
+    neighbours in length are compared. Reads all rows twice.
     """
-    center = mean(rows)
-    lengths, whole = np.empty(rows.shape[0]), np.empty(rows.shape[0])
+    count = rows.shape[0]
+    center, whole, lengths = np.zeros(rows.shape[1]), np.empty(count), np.empty(count)
     for block in blocks(rows):
-        whole[block] = np.linalg.norm(rows[block], axis=1)
-        lengths[block] = np.linalg.norm(rows[block] - center, axis=1)
-    short = np.zeros(len(lengths), bool)
-    if len(lengths):
-        short = lengths < _SHORT * np.median(lengths)
-        short |= whole < _SHORT * np.median(whole)
-    order = np.argsort(lengths, kind="stable")
-    alike = np.zeros(len(order), bool)
-    step = max(2, block_bytes() // (8 * max(1, rows.shape[1])))
-    for start in range(0, len(order) - 1, step):
+        found = rows[block]
+        center += found.sum(axis=0, dtype=np.float64) / count
+        whole[block] = np.linalg.norm(found, axis=1)
+    order = np.argsort(whole, kind="stable")
+    alike = np.zeros(count, bool)
+    step = max(1, block_bytes() // (4 * max(1, rows.shape[1])) - 1)
+    for start in range(0, count, step):
         places = order[start : start + step + 1]
-        found = rows[places] - center
-        found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), np.finfo(float).tiny)
+        found = less(rows[places], center)
+        lengths[places] = np.linalg.norm(found, axis=1)
+        found /= np.maximum(lengths[places, None], np.finfo(np.float32).tiny).astype(np.float32)
         same = np.einsum("ij,ij->i", found[:-1], found[1:]) > _ALIKE
         alike[places[:-1][same]] = alike[places[1:][same]] = True
+    short = np.zeros(count, bool)
+    if count:
+        short = (lengths < _SHORT * np.median(lengths)) | (whole < _SHORT * np.median(whole))
     return {
         "near zero": np.flatnonzero(short),
         "near identical": np.flatnonzero(alike & ~short),

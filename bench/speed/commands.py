@@ -1,0 +1,65 @@
+"""What is compared: a name for each command, and how it is called."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+METHODS = ("mean", "clp", "ridge", "procrustes", "align", "knn", "omp")
+PAPER = ("--method", "clp", "--shared", "copy", "--match", "exact")
+FLOOR, IN_MEMORY = "cp", "in-memory-clp"
+"""What the others are divided by."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """Words of a command line, in which SOURCE, HELPER and OUTPUT stand for the directories.
+
+    needs: a program, or a module of Python, without which it is left out.
+    """
+
+    words: tuple[str, ...]
+    needs: str | None = None
+
+    @property
+    def missing(self) -> bool:
+        if self.needs is None or shutil.which(self.needs):
+            return False
+        return importlib.util.find_spec(self.needs) is None
+
+    def line(self, source: Path, helper: Path, output: Path) -> list[str]:
+        places = {"SOURCE": source, "HELPER": helper, "OUTPUT": output}
+        return [str(places.get(word, word)) for word in self.words]
+
+
+def commands(convert_options: Sequence[str], tokensurgeon: str) -> dict[str, Command]:
+    """All commands by name. cp-sync waits for the disk, as clpstream does; cp does not."""
+    found = {
+        "cp": Command(("cp", "-r", "SOURCE", "OUTPUT")),
+        "cp-sync": Command(("sh", "-c", 'cp -r "$0" "$1" && sync "$1"/*', "SOURCE", "OUTPUT")),
+        "dry-run": _clpstream("--dry-run", *convert_options),
+        "paper": _clpstream(*PAPER, *convert_options),
+    }
+    found |= {name: _clpstream("--method", name, *convert_options) for name in METHODS}
+    found |= {
+        IN_MEMORY: _in_memory("clp", "auto"),
+        "in-memory-clp-float32": _in_memory("clp", "float32"),
+        "in-memory-knn": _in_memory("knn", "auto"),
+        "tokensurgeon": Command((tokensurgeon, "SOURCE", "HELPER", "OUTPUT"), tokensurgeon),
+    }
+    return found
+
+
+def _clpstream(*options: str) -> Command:
+    line = (sys.executable, "-m", "clpstream", "convert", "SOURCE", "HELPER", "OUTPUT")
+    return Command((*line, "--quiet", *options))
+
+
+def _in_memory(method: str, dtype: str) -> Command:
+    line = (sys.executable, str(HERE / "in_memory.py"), "SOURCE", "HELPER", "OUTPUT")
+    return Command((*line, "--method", method, "--dtype", dtype), "torch")
