@@ -9,7 +9,7 @@ import numpy as np
 
 from clpstream.memory import block_bytes, share
 from clpstream.transfer.method import NO_ANCHOR
-from clpstream.transfer.rows import Doubles, Floats, Ids, Unit, blocks
+from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, Unit, blocks
 
 _RESOLUTION = 2e-6
 """Scores of unit rows that are closer than this may come out of float32 in either order."""
@@ -83,16 +83,24 @@ def nearest(queries: Queries, anchors: Unit, k: int) -> tuple[Doubles, Ids]:
     score of -inf.
     """
     ids = _nearest(queries, anchors, k, rivals=1)
+    return rerank(queries, anchors, ids, k)
+
+
+def rerank(queries: Queries, anchors: Unit, ids: Ids, k: int) -> tuple[Doubles, Ids]:
+    """The k of the anchors `ids` (n, r) that score highest, as `nearest` gives them.
+
+    Where an id is NO_ANCHOR, it comes last, with a score of -inf.
+    """
     scores = _cosines(queries.rows, anchors, ids)
     scores[ids == queries.own[:, None]] = -np.inf
-    order = np.lexsort((ids, -scores))
+    order = np.lexsort((ids, -scores))[:, :k]
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
 
 
 def _nearest(queries: Queries, anchors: Unit, k: int, rivals: int) -> Ids:
     """The k nearest anchors (n, k), in any order, from the k + `rivals` best or more."""
     count = min(k + rivals, anchors.shape[0])
-    scores, ids = _search(queries, anchors, count)
+    scores, ids = search(queries.rows, queries.own, anchors, count, _pieces(anchors))
     if count == k:
         return ids
     first = scores[:, k - 1]
@@ -115,7 +123,7 @@ def _cosines(queries: Floats, anchors: Unit, ids: Ids) -> Doubles:
     FAISS's sums differ in their last bits with the number of threads, and a low temperature makes
     much of that.
     """
-    scores = np.empty(ids.shape)
+    scores = np.full(ids.shape, -np.inf)
     step = max(1, _CACHED_BYTES // (8 * anchors.shape[1]))
     for block in _pieces(anchors):
         rows = anchors[block]
@@ -127,17 +135,24 @@ def _cosines(queries: Floats, anchors: Unit, ids: Ids) -> Doubles:
     return scores
 
 
-def _search(queries: Queries, anchors: Unit, k: int) -> tuple[Floats, Ids]:
+def search(
+    queries: Floats, own: Ids, anchors: Rows, k: int, pieces: Iterable[slice]
+) -> tuple[Floats, Ids]:
+    """For each query (n, d) the k anchors with the largest products in float32, in falling order:
+    products (n, k), that with its own being -inf, and ids (n, k).
+
+    pieces: slices that cover the anchors.
+    """
     import faiss  # here, since importing it takes longer than most commands run
 
-    own = queries.own[:, None]
+    own = own[:, None]
     wider = k + bool((own != NO_ANCHOR).any())  # so that k are left without the own one
     scores = np.empty((len(own), 0), np.float32)
     ids = np.empty((len(own), 0), np.int64)
-    for block in _pieces(anchors):
+    for block in pieces:
         found = anchors[block]
         new_scores, new_ids = faiss.knn(
-            queries.rows, found, min(wider, len(found)), metric=faiss.METRIC_INNER_PRODUCT
+            queries, found, min(wider, len(found)), metric=faiss.METRIC_INNER_PRODUCT
         )
         new_scores[new_ids + block.start == own] = -np.inf
         scores = np.hstack([scores, new_scores])
