@@ -83,7 +83,7 @@ def measurements(
     with tempfile.TemporaryDirectory(dir=args.output) as directory:
         output, log = Path(directory) / "target", Path(directory) / "log"
         for repeat in range(args.repeats):
-            turn = repeat % len(names)
+            turn = repeat % max(1, len(names))
             for name in [*names[turn:], *names[:turn]]:
                 (drop_from_cache if args.cold else read)([source, helper])
                 line = chosen[name].line(source, helper, output)
