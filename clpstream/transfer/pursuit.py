@@ -21,6 +21,11 @@ _LARGE = 1 << 20
 """Entries of the anchors' rows, below which a product with all of them is soon made."""
 _SMALL = 0.05
 """Norm of what is left of a unit row, below which its products are taken from itself again."""
+_SLICE = 128
+"""Anchors whose products with a basis lie together: so few that BLAS takes one thread for them.
+
+Threads that wait for one another in each step cost many times what they save on a busy machine.
+"""
 _FEW_RIVALS = 64
 """How many anchors the rounding of a Gram matrix may leave to be compared exactly."""
 _RESOLUTION = 2e-6
@@ -109,18 +114,21 @@ def _foreseen(rows: Floats, own: Ids, anchors: Anchors, gram: Gram, ids: Ids) ->
     orthonormal basis, so that a step costs one product of the basis' triangle with those.
     """
     most, count = ids.shape[1], anchors.units.shape[0]
-    memory = np.empty((most, count), np.float32), np.empty((most, rows.shape[1]), np.float32)
+    slices = -(-count // _SLICE)
+    spans = np.empty((slices, most, _SLICE), np.float32)
+    chosen = np.empty((most, rows.shape[1]), np.float32)
     step = max(1, block_bytes() // (4 * count))
     counts = np.zeros(len(rows), np.int64)
     for start in range(0, len(rows), step):
         part = rows[start : start + step]
-        products = np.empty((len(part), count), np.float32)
+        products = np.zeros((len(part), slices * _SLICE), np.float32)
         for block in blocks(anchors.units):
             products[:, block] = part @ anchors.units[block].T
         for line, row in enumerate(part, start):
             if row.any():
+                left = products[line - start]
                 counts[line] = _foresee(
-                    row, products[line - start], int(own[line]), anchors, gram, memory, ids[line]
+                    row, left, int(own[line]), anchors, gram, spans, chosen, ids[line]
                 )
     return counts
 
@@ -131,25 +139,26 @@ def _foresee(
     own: int,
     anchors: Anchors,
     gram: Gram,
-    memory: tuple[Floats, Floats],
+    spans: Floats,
+    chosen: Floats,
     ids: Ids,
 ) -> int:
     """Of one row (d,): fill ids (most,), and tell how many of them are certain.
 
-    left: (n,) the anchors' products with the row, changed to those with what is left of it. memory:
-    (most, n) for the anchors' products with the basis, (most, d) for the chosen rows.
+    left: (n,) the anchors' products with the row, changed to those with what is left of it; filled
+    up with 0 to whole slices. spans: (slices, most, _SLICE), memory for the anchors' products with
+    the basis. chosen: (most, d), for the chosen rows.
 
     The inverse triangle, and so the coefficients c and what is left, x - sum_a c_a x_a, are made of
     products in float32. The entries of the Gram matrix are rounded, but of them `left` is linear:
     it is wrong by sum_a |c_a| times that rounding at most. Anchors that are so close to the first
     that they may be the first are compared exactly.
     """
-    spans, chosen = memory
-    most = len(ids)
+    most, count = len(ids), anchors.units.shape[0]
     inverse = np.zeros((most, most))  # of the triangle L, where L L' = the chosen rows' products
     goals, c = np.zeros(most), np.zeros(most)
     first = left.copy()
-    sizes = np.empty_like(left)
+    sizes, span = np.empty_like(left), np.zeros_like(left)
     square = 1.0
     for step in range(most):
         if own >= 0:
@@ -164,7 +173,8 @@ def _foresee(
             rest = row - c[:step].astype(np.float32) @ chosen[:step]
             best = int(rivals[np.abs(_dots(anchors.exact, rivals, rest)).argmax()])
         chosen[step] = anchors.units[best : best + 1][0]
-        parts = inverse[:step, :step] @ (chosen[:step] @ chosen[step])
+        products = np.einsum("kd,d->k", chosen[:step], chosen[step])
+        parts = inverse[:step, :step] @ products
         height = 1 - parts @ parts
         if height < _WEAK**2:
             return step
@@ -173,18 +183,18 @@ def _foresee(
         inverse[step, :step] = -(parts @ inverse[:step, :step]) / height
         inverse[step, step] = 1 / height
         goals[step] = first[best]
-        share_ = inverse[step] @ goals
-        c += share_ * inverse[step]
-        square -= share_ * share_
-        if square < _SMALL**2:
+        along = inverse[step] @ goals
+        c += along * inverse[step]
+        square -= along * along
+        if square < _SMALL**2 or step + 1 == most:
             return step + 1
-        span = spans[step]
-        gram.row(best, span)
+        gram.row(best, span[:count])
         if step:
-            span -= parts.astype(np.float32) @ spans[:step]
+            span -= np.matmul(parts.astype(np.float32), spans[:, :step]).ravel()
         span /= np.float32(height)
-        left -= np.float32(share_) * span
-    return most
+        spans[:, step] = span.reshape(-1, _SLICE)
+        left -= np.float32(along) * span
+    return 0  # of no ids
 
 
 def _searched(rows: Floats, own: Ids, anchors: Anchors, ids: Ids, known: Ids) -> tuple[Ids, Ids]:
