@@ -12,7 +12,7 @@ from clpstream.errors import TransferError
 from clpstream.memory import block_bytes
 from clpstream.transfer.combination import Combined, SparseWeights, compact
 from clpstream.transfer.method import WithMean, heaviest, own_anchors
-from clpstream.transfer.pursuit import Room, pursue
+from clpstream.transfer.pursuit import JITTER, Room, pursue
 from clpstream.transfer.rows import (
     Doubles,
     Floats,
@@ -24,9 +24,6 @@ from clpstream.transfer.rows import (
     check_shapes,
     mean,
 )
-
-_JITTER = 1e-13
-"""Added to squared norms of 1, so that equations are solved where rounding makes them singular."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +145,7 @@ def _coefficients(
         norms = np.where(there, np.linalg.norm(chosen, axis=2), 1)
         chosen = np.where(there[..., None], chosen / norms[..., None], 0)
         gram = chosen @ chosen.swapaxes(1, 2)
-        gram[:, np.arange(most), np.arange(most)] = 1 + _JITTER
+        gram[:, np.arange(most), np.arange(most)] = 1 + JITTER
         goal = chosen @ (wanted[part] - base)[..., None]
         values[part] = np.linalg.solve(gram, goal)[..., 0] / norms
     return values

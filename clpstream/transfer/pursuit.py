@@ -30,6 +30,10 @@ _FEW_RIVALS = 64
 """How many anchors the rounding of a Gram matrix may leave to be compared exactly."""
 _RESOLUTION = 2e-6
 """Cosines of unit rows that are closer than this may come out of float32 in either order."""
+_EQUAL = 1e-10
+"""Cosines that are closer than this are the same but for float64's rounding."""
+JITTER = 1e-13
+"""Added to squared norms of 1, so that equations are solved where rounding makes them singular."""
 _MOST_RIVALS = 1024
 """How many anchors are compared in float64 where float32 can't tell which is first."""
 
@@ -171,7 +175,9 @@ def _foresee(
             return step
         if len(rivals) > 1:
             rest = row - c[:step].astype(np.float32) @ chosen[:step]
-            best = int(rivals[np.abs(_dots(anchors.exact, rivals, rest)).argmax()])
+            scores = np.abs(_dots(anchors.exact, rivals, rest.astype(np.float64)))
+            rivals = rivals[scores >= scores.max() - _RESOLUTION * np.linalg.norm(rest)]
+            best = _decided(row, ids[:step], rivals, anchors.exact)
         chosen[step] = anchors.units[best : best + 1][0]
         products = np.einsum("kd,d->k", chosen[:step], chosen[step])
         parts = inverse[:step, :step] @ products
@@ -213,7 +219,10 @@ def _searched(rows: Floats, own: Ids, anchors: Anchors, ids: Ids, known: Ids) ->
         live &= (norms > _NOTHING) | (known > step)
         here = np.flatnonzero(live & (known <= step))
         directions = left[here] / norms[here, None]
-        ids[here, step], cosines = _closest(directions, own[here], anchors.units, anchors.exact)
+        ids[here, step], cosines, rivals = _closest(directions, own[here], anchors.units)
+        for place, some in rivals.items():
+            line = here[place]
+            ids[line, step] = _decided(rows[line], ids[line, :step], some, anchors.exact)
         live[here] = cosines > _NOTHING
         if not live.any():
             break
@@ -248,8 +257,11 @@ def _take_out(bases: Floats, rows: Floats) -> None:
     rows -= np.matmul(parts.swapaxes(1, 2), bases)[:, 0]
 
 
-def _closest(directions: Floats, own: Ids, units: Rows, exact: Unit) -> tuple[Ids, Floats]:
-    """For each direction the anchor with the largest |cosine|, and that: (n,), (n,)."""
+def _closest(directions: Floats, own: Ids, units: Rows) -> tuple[Ids, Floats, dict[int, Ids]]:
+    """For each direction the anchor with the largest |cosine|, and that: (n,), (n,).
+
+    And for those directions for which float32 can't tell it, the anchors that it may be.
+    """
     lines = np.arange(len(directions))
     first, second = np.full((2, len(directions)), -1, np.float32)
     ids = np.zeros(len(directions), np.int64)
@@ -263,10 +275,11 @@ def _closest(directions: Floats, own: Ids, units: Rows, exact: Unit) -> tuple[Id
         ids[better] = places[better] + block.start
         first[better] = highest[better]
     unclear = np.flatnonzero((first - second < _RESOLUTION) & (first > _NOTHING))
-    if len(unclear):
-        least = first[unclear] - _RESOLUTION
-        ids[unclear] = _decided(directions[unclear], own[unclear], units, exact, least)
-    return ids, first
+    if not len(unclear):
+        return ids, first, {}
+    least = first[unclear] - _RESOLUTION
+    rivals = _rivals(directions[unclear], own[unclear], units, least)
+    return ids, first, dict(zip(unclear.tolist(), rivals, strict=True))
 
 
 def _cosines(directions: Floats, own: Ids, units: Rows, block: slice) -> Floats:
@@ -278,27 +291,34 @@ def _cosines(directions: Floats, own: Ids, units: Rows, block: slice) -> Floats:
     return cosines
 
 
-def _decided(directions: Floats, own: Ids, units: Rows, exact: Unit, least: Floats) -> Ids:
-    """Of the anchors that reach `least`, the first by float64, and of equal ones the lowest id."""
+def _rivals(directions: Floats, own: Ids, units: Rows, least: Floats) -> list[Ids]:
+    """For each direction (n, d), the anchors whose |cosine| reaches `least` (n,)."""
     rivals: list[list[int]] = [[] for _ in directions]
     for block in blocks(units):
         cosines = _cosines(directions, own, units, block)
         for line, place in np.argwhere(cosines >= least[:, None]).tolist():
             rivals[line].append(block.start + place)
-    ids = np.zeros(len(directions), np.int64)
-    for line, found in enumerate(rivals):
-        some = np.array(found[:_MOST_RIVALS], np.int64)
-        scores: Doubles = np.abs(_dots(exact, some, directions[line]))
-        ids[line] = some[scores.argmax()]
-    return ids
+    return [np.array(found[:_MOST_RIVALS], np.int64) for found in rivals]
 
 
-def _dots(exact: Unit, ids: Ids, direction: Floats) -> Doubles:
+def _decided(row: Floats, ids: Ids, rivals: Ids, exact: Unit) -> int:
+    """The next anchor of a row (d,) after `ids`: of some, in float64, the first of equal ones."""
+    if len(rivals) == 1:
+        return int(rivals[0])
+    rest = row.astype(np.float64)
+    if len(ids):
+        chosen = exact.exact(ids)
+        products = chosen @ chosen.T + JITTER * np.eye(len(ids))
+        rest -= np.linalg.solve(products, chosen @ rest) @ chosen
+    scores = np.abs(_dots(exact, rivals, rest))
+    return int(rivals[np.argmax(scores >= scores.max() - _EQUAL * np.linalg.norm(rest))])
+
+
+def _dots(exact: Unit, ids: Ids, direction: Doubles) -> Doubles:
     """Products of some anchors' float64 unit rows with a direction, in pieces of a block's size."""
     step = max(1, block_bytes() // (8 * exact.shape[1]))
-    wide = direction.astype(np.float64)
     parts = [
-        np.einsum("nd,d->n", exact.exact(ids[start : start + step]), wide)
+        np.einsum("nd,d->n", exact.exact(ids[start : start + step]), direction)
         for start in range(0, len(ids), step)
     ]
     return np.concatenate(parts)
