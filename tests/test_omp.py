@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from truths import helper_and_source, relative_error
 
 from clpstream import Omp, TransferError
 from clpstream.memory import limited_to
-from clpstream.transfer import NO_ANCHOR
+from clpstream.transfer import NO_ANCHOR, pursuit
+from clpstream.transfer.gram import GRAM_ERROR, Gram, gram_bytes
 from clpstream.transfer.omp import _coefficients
+from clpstream.transfer.pursuit import Room, pursue
+from clpstream.transfer.rows import Unit
+
+
+@pytest.fixture(autouse=True, params=["products", "gram"])
+def way(request, monkeypatch):
+    """All tests without a Gram matrix, which so few anchors don't get, and with one."""
+    monkeypatch.setattr(pursuit, "_LARGE", 0 if request.param == "gram" else 1 << 62)
+    return request.param
 
 
 def reference(anchors, missing, atoms, center, own=None):
@@ -202,3 +214,101 @@ def test_nan_never_becomes_a_row(place):
 def test_atoms_out_of_range_are_refused(atoms):
     with pytest.raises(TransferError, match="atoms"):
         Omp(atoms)
+
+
+BUDGETS = {"whole": 64 << 20, "triangle": 3_600_000, "none": 2_000_000}
+"""Limits for 1,300 anchors, 40 wide: a Gram matrix in full, in half, not at all."""
+
+
+def room_of(limit, anchors, steps=1 << 40):
+    with limited_to(limit):
+        return Room.of(*anchors.shape, steps)
+
+
+def chosen_within(limit, anchors, wanted, own, atoms):
+    """What `pursue` chooses: ids (n, atoms) and counts (n,)."""
+    exact = Unit(anchors, None)
+    with limited_to(limit):
+        kept = Room.of(*anchors.shape, 1 << 40).kept(exact, atoms)
+        return pursue(Unit(wanted, None)[:], own, kept, atoms)
+
+
+def test_the_budgets_are_those_that_they_are_named_for(way):
+    anchors = random_rows(1300, 0, 40)[0]
+    rooms = {name: room_of(limit, anchors) for name, limit in BUDGETS.items()}
+    assert [room.gram for room in rooms.values()] == [way == "gram"] * 2 + [False]
+    assert [room.whole for room in rooms.values()] == [way == "gram", False, False]
+    assert not room_of(64 << 20, anchors, steps=1299).gram  # soon done without
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("data", ["random", "spectrum", "clusters"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_plain_algorithm_chooses_the_same_within_any_budget(budget, data, shared):
+    generator = np.random.default_rng(3)
+    rows = generator.standard_normal((1360, 40))
+    if data != "random":
+        rows *= np.arange(1, 41) ** -0.5
+    if data == "clusters":
+        rows = 0.5 * rows + rows[generator.integers(0, 60, len(rows))]
+    rows = rows.astype(np.float32)
+    anchors, wanted, own = rows[:1300], rows[1300:], np.full(60, NO_ANCHOR)
+    if shared:
+        own = generator.permutation(1300)[:60]
+        wanted = anchors[own]
+    ids, counts = chosen_within(BUDGETS[budget], anchors, wanted, own, 20)
+    expected = reference(anchors, wanted, 20, False, own)
+    for line, (chosen, _) in enumerate(expected):
+        assert list(ids[line, : counts[line]]) == chosen
+
+
+def test_most_of_it_is_read_from_the_gram_matrix(way, monkeypatch):
+    """And not searched for after all."""
+    known = []
+    searched = pursuit._searched
+    monkeypatch.setattr(
+        pursuit, "_searched", lambda *given: known.append(given[-1]) or searched(*given)
+    )
+    anchors, wanted, _ = random_rows(1300, 60, 40)
+    chosen_within(BUDGETS["triangle"], anchors, wanted, np.full(60, NO_ANCHOR), 12)
+    open_ = np.concatenate([*known, np.empty(0, int)])
+    assert len(open_) <= 3 if way == "gram" else (len(open_) == 60 and not open_.any())
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(1, 700),
+    st.integers(1, 12),
+    st.integers(1, 9),
+    st.sampled_from([1, 2, 40]),
+    st.integers(0, 1 << 30),
+)
+def test_a_gram_matrix_changes_no_atom(count, width, atoms, different, seed):
+    """Of few and of many anchors, of which some are equal, opposite or zero."""
+    generator = np.random.default_rng(seed)
+    rows = generator.integers(-different, different + 1, (count + 5, width)).astype(np.float32)
+    anchors, wanted = rows[:count], rows[count:]
+    most = min(atoms, *anchors.shape)
+    own = generator.integers(-1, count, 5) if count > 1 else np.full(5, NO_ANCHOR)
+    exact = Unit(anchors, None)
+    plain = Room(False, False, True).kept(exact, most)
+    expected = pursue(Unit(wanted, None)[:], own, plain, most)
+    for whole in (False, True):
+        made = pursue(Unit(wanted, None)[:], own, Room(True, whole, whole).kept(exact, most), most)
+        assert np.array_equal(made[0], expected[0]) and np.array_equal(made[1], expected[1])
+
+
+@pytest.mark.parametrize("count", [1, 31, 33, 511, 513, 1100])
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("limit", [64 << 20, 1 << 15])
+def test_rows_of_a_gram_matrix_are_products(count, whole, limit):
+    units = Unit(random_rows(count, 0, 8)[0], None)
+    with limited_to(limit):
+        gram = Gram(units, whole=whole)
+    held = sum(panel.nbytes for panel in gram._panels)
+    assert held <= gram_bytes(count, whole=whole)
+    truth = units.exact(np.arange(count)) @ units.exact(np.arange(count)).T
+    for anchor in range(count):
+        row = np.empty(count, np.float32)
+        gram.row(anchor, row)
+        assert np.abs(row - truth[anchor]).max() < GRAM_ERROR + 1e-6

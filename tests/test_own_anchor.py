@@ -86,7 +86,8 @@ def test_one_map_serves_shared_and_missing_tokens_and_says_so(method):
     anchors, missing, source = helper_and_source(anchors=120, d_source=17)
     wanted, own = shared_and_missing(anchors, missing)
     made = method.prepare(anchors, wanted, own).rows(source)[:]
-    assert np.array_equal(made, method.prepare(anchors, wanted).rows(source)[:])
+    with_own = method.prepare(anchors, wanted).rows(source)[:]
+    assert relative_error(made, with_own).max() < 1e-5
 
 
 @pytest.mark.parametrize("shift", [0.0, 1.0])

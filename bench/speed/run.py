@@ -83,7 +83,7 @@ def measurements(
     with tempfile.TemporaryDirectory(dir=args.output) as directory:
         output, log = Path(directory) / "target", Path(directory) / "log"
         for repeat in range(args.repeats):
-            turn = repeat % len(names)
+            turn = repeat % max(1, len(names))
             for name in [*names[turn:], *names[:turn]]:
                 (drop_from_cache if args.cold else read)([source, helper])
                 line = chosen[name].line(source, helper, output)
@@ -109,12 +109,18 @@ def launch(line: list[str], log: Path, limit: int) -> dict[str, Any]:
 
 
 def read(directories: list[Path]) -> None:
-    """Bring the files into the page cache."""
+    """Bring the files into the page cache, but for their holes."""
     buffer = bytearray(1 << 20)
     for path in files(directories):
         with path.open("rb", buffering=0) as file:
-            while file.readinto(buffer):
-                pass
+            end = 0
+            with contextlib.suppress(OSError):  # no data after the last hole
+                while True:
+                    begin = os.lseek(file.fileno(), end, os.SEEK_DATA)
+                    end = os.lseek(file.fileno(), begin, os.SEEK_HOLE)
+                    os.lseek(file.fileno(), begin, os.SEEK_SET)
+                    while file.tell() < end and file.readinto(buffer):
+                        pass
 
 
 def drop_from_cache(directories: list[Path]) -> None:

@@ -12,20 +12,18 @@ from clpstream.errors import TransferError
 from clpstream.memory import block_bytes
 from clpstream.transfer.combination import Combined, SparseWeights, compact
 from clpstream.transfer.method import WithMean, heaviest, own_anchors
-from clpstream.transfer.pursuit import batch_bytes, batch_size, kept, kept_bytes, pursue
+from clpstream.transfer.pursuit import JITTER, Room, pursue
 from clpstream.transfer.rows import (
     Doubles,
     Floats,
     Ids,
     Rows,
     Unit,
+    blocks,
     check_count,
     check_shapes,
     mean,
 )
-
-_JITTER = 1e-13
-"""Added to squared norms of 1, so that equations are solved where rounding makes them singular."""
 
 
 @dataclass(frozen=True)
@@ -63,23 +61,29 @@ class Omp:
         own = own_anchors(own, wanted.shape[0], anchors.shape[0])
         center = mean(anchors) if self.center else None
         exact, queries = Unit(anchors, center), Unit(wanted, center)
-        units = kept(exact)
-        most = min(self.atoms, *anchors.shape)
+        ids, counts, lost = self._chosen(exact, queries, own)
         parts, rest = [], np.zeros(wanted.shape[0])
-        lost = np.zeros(wanted.shape[0], bool)
-        step = batch_size(most, anchors.shape[1])
-        for start in range(0, wanted.shape[0], step):
-            batch = slice(start, start + step)
-            rows = queries[batch]
-            lost[batch] = ~rows.any(axis=1)
-            ids, counts = pursue(rows, own[batch], units, exact, most)
-            values = _coefficients(wanted[batch], anchors, center, ids, counts)
-            there = np.arange(ids.shape[1]) < counts[:, None]
+        for batch in blocks(wanted):
+            values = _coefficients(wanted[batch], anchors, center, ids[batch], counts[batch])
+            there = np.arange(ids.shape[1]) < counts[batch, None]
             rest[batch] = 1 - values.sum(axis=1)
-            parts.append(compact(counts, ids[there], values[there]))
+            parts.append(compact(counts[batch], ids[batch][there], values[there]))
         if not self.center:
             rest[~lost] = 0
         return PreparedOmp(SparseWeights(parts), rest, lost, own, anchors.shape[0])
+
+    def _chosen(self, exact: Unit, queries: Unit, own: Ids) -> tuple[Any, Ids, Any]:
+        """As `pursue`, for all rows; and which of them (n,) have no direction."""
+        (count, width), wanted = exact.shape, queries.shape[0]
+        most = min(self.atoms, count, width)
+        ids = np.zeros((wanted, most), np.int32)
+        counts, lost = np.zeros(wanted, np.int64), np.zeros(wanted, bool)
+        kept = Room.of(count, width, wanted * most).kept(exact, most)
+        for batch in blocks(queries):
+            rows = queries[batch]
+            lost[batch] = ~rows.any(axis=1)
+            ids[batch], counts[batch] = pursue(rows, own[batch], kept, most)
+        return ids, counts, lost
 
     def fewest(self, d_helper: int, d_source: int) -> int:
         """See `Method.fewest`. With fewer, all anchors are in every row."""
@@ -91,10 +95,13 @@ class Omp:
 
     def working_bytes(self, anchors: int, missing: int, d_helper: int, d_source: int) -> int:
         """See `Method.working_bytes`."""
-        units = 4 * anchors * d_helper
-        batch = min(4 * missing * self.atoms * d_helper, batch_bytes())
-        weights = 16 * missing * min(self.atoms, d_helper)
-        return (units if units <= kept_bytes() else 0) + 2 * batch + weights + 6 * block_bytes()
+        most = max(1, min(self.atoms, anchors, d_helper))
+        room = Room.of(anchors, d_helper, missing * most)
+        batch = min(4 * missing * most * d_helper, room.bases_bytes())
+        spans = 4 * most * (anchors + d_helper) if room.gram else 0
+        pursuit = room.bytes(anchors, d_helper) + spans + 2 * batch + 3 * block_bytes()
+        weights = 12 * missing * most  # places while they are found, then 8 bytes each
+        return weights + max(pursuit, 6 * block_bytes())
 
 
 class PreparedOmp:
@@ -121,7 +128,7 @@ class PreparedOmp:
 
 
 def _coefficients(
-    wanted: Floats, anchors: Rows, center: Doubles | None, ids: Ids, counts: Ids
+    wanted: Floats, anchors: Rows, center: Doubles | None, ids: Any, counts: Ids
 ) -> Doubles:
     """Least squares in float64, (n, k), of the first `counts` (n,) of the anchors `ids` (n, k).
 
@@ -138,7 +145,7 @@ def _coefficients(
         norms = np.where(there, np.linalg.norm(chosen, axis=2), 1)
         chosen = np.where(there[..., None], chosen / norms[..., None], 0)
         gram = chosen @ chosen.swapaxes(1, 2)
-        gram[:, np.arange(most), np.arange(most)] = 1 + _JITTER
+        gram[:, np.arange(most), np.arange(most)] = 1 + JITTER
         goal = chosen @ (wanted[part] - base)[..., None]
         values[part] = np.linalg.solve(gram, goal)[..., 0] / norms
     return values
