@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from clpstream import memory
-from clpstream.checkpoint import Checkpoint
+from clpstream.checkpoint import Checkpoint, TensorSpan, read_ahead
 from clpstream.choosing import with_method
 from clpstream.errors import NotFiniteError, OutputError, TransferError
 from clpstream.findings import guard_warnings, row_warnings
@@ -36,6 +36,9 @@ from clpstream.reporting import make_report
 from clpstream.sharing import prepare, settle
 from clpstream.transfer import Method, Rows
 from clpstream.vocabulary import Match
+
+_MANY = 32
+"""Where one row of so many is read, reading all of them in one go costs less."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,7 @@ def _write(plan: Plan, stage: Path, progress: Progress) -> Report:
     # numpy's warnings would say less than the error for a row that is not finite
     with _naming_tokens(plan), np.errstate(all="ignore"):
         outliers: Outliers = {}
+        read_ahead(_scattered(plan))
         with (
             progress.task("writing", plan.shard_bytes, "B") as update,
             writing(stage, plan.shards, plan.link_mode, update) as target_shards,
@@ -201,6 +205,17 @@ def _write(plan: Plan, stage: Path, progress: Progress) -> Report:
     report = make_report(settled, guarded, rows, findings)
     write_file(stage / REPORT_FILE, json_bytes(report.to_json()))
     return report
+
+
+def _scattered(plan: Plan) -> list[TensorSpan]:
+    """The tensors of which many rows are going to be read: those of the helper, which is read
+    first, and of the source, unless it shares next to nothing with the target."""
+    helper = [tensor.span for tensor in (plan.embeddings, plan.head) if tensor is not None]
+    return helper + [
+        new.tensor.span
+        for new in plan.new.values()
+        if len(plan.origins.anchors) * _MANY > new.tensor.rows
+    ]
 
 
 def _embeddings(plan: Plan, target: Checkpoint) -> Rows:

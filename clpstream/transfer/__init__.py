@@ -15,7 +15,7 @@ from clpstream.transfer.method import NO_ANCHOR, Method, Prepared
 from clpstream.transfer.omp import Omp
 from clpstream.transfer.procrustes import Procrustes
 from clpstream.transfer.ridge import Ridge
-from clpstream.transfer.rows import Rows, Selected, Unit, blocks, mean
+from clpstream.transfer.rows import Rows, Selected, Unit, blocks, lengths, mean
 from clpstream.transfer.subword import Subword
 from clpstream.transfer.untrained import untrained
 
@@ -53,6 +53,7 @@ __all__ = [
     "agreement_of",
     "blocks",
     "gathered",
+    "lengths",
     "mean",
     "untrained",
 ]

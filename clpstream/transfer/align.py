@@ -18,12 +18,11 @@ from clpstream.transfer.linear import (
     Pairs,
     column_blocks,
     gram,
-    less,
     pairs_of,
     rotation,
     subtract_mean,
 )
-from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, Selected, blocks, mean
+from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, Selected, blocks, less, mean
 
 POOL = 3000
 """Tokens of each side that are paired: the most frequent ones, whose rows are trained best."""
@@ -108,16 +107,15 @@ class _SelfLearning:
         if words is None:
             return fitted
         widest = max(self._x.shape[1], anchors.shape[1])
-        pool = np.arange(min(POOL, max(1, _POOL_BYTES // (4 * widest))))
-        wanted = Selected(self._wanted, pool[: self._wanted.shape[0]])
-        words = Selected(words, pool[: words.shape[0]])
-        if not (wanted.shape[0] and words.shape[0]):
+        pool = min(POOL, max(1, _POOL_BYTES // (4 * widest)))
+        wanted, frequent = _first(self._wanted, pool), _first(words, pool)
+        if not (len(wanted) and len(frequent)):
             return fitted
-        if not all(np.isfinite(words[block]).all() for block in blocks(words)):
+        if not np.isfinite(frequent).all():
             raise TransferError("a frequent token's row in the source has NaN or Inf; repair it")
         for _ in range(self._method.rounds):
-            ours, theirs = mutual(_turned(fitted, wanted), words)
-            x, y = Selected(wanted, ours), Selected(words, theirs)
+            ours, theirs = mutual(_turned(fitted, wanted), frequent)
+            x, y = Selected(wanted, ours), Selected(frequent, theirs)
             squares = self._sure_squares + self._squares(x)
             fitted = self._map(sure + pairs_of(x, y, frames), squares)
         return fitted
@@ -160,6 +158,14 @@ def _add_regression(slopes: Floats, part: np.float32, pairs: Pairs, squares: Flo
     inverse *= part * pairs.frames.y.scale / pairs.frames.x.scale
     for columns in column_blocks(slopes):
         slopes[:, columns] += inverse @ pairs.products[:, columns]
+
+
+def _first(rows: Rows, count: int) -> Floats:
+    """The first `count` rows, in memory."""
+    found = np.empty((min(count, rows.shape[0]), rows.shape[1]), np.float32)
+    for block in blocks(found):
+        found[block] = rows[block]
+    return found
 
 
 def _turned(fitted: LinearMap, rows: Rows) -> Floats:
