@@ -22,11 +22,11 @@ from clpstream.choosing import with_method
 from clpstream.errors import NotFiniteError, OutputError, TransferError
 from clpstream.findings import guard_warnings, row_warnings
 from clpstream.hub import cache_entry, local_directory
-from clpstream.memory import limited_to
+from clpstream.memory import limited_to, peak_memory, resident_memory
 from clpstream.new_rows import Outliers, new_rows
 from clpstream.output.copying import LinkMode
 from clpstream.output.files import json_bytes, write_file
-from clpstream.output.report import REPORT_FILE, Report, peak_memory
+from clpstream.output.report import REPORT_FILE, Report
 from clpstream.output.staging import check_place, check_space, free_bytes, staged
 from clpstream.output.verify import verify
 from clpstream.output.writing import writing
@@ -123,7 +123,7 @@ def convert(
 
     Raises a ClpstreamError that says what is wrong and what to do; nothing is left behind then.
     """
-    begin = time.monotonic()
+    begin, start = time.monotonic(), resident_memory()
     output = Path(os.path.normpath(output))  # 'new/../x' would leave 'new' behind
     progress = progress or Progress()
     check_place(output, [], overwrite)  # before anything is fetched
@@ -141,11 +141,13 @@ def convert(
         pass_through=pass_through,
         link_mode=link_mode,
     )
-    base = peak_memory()
+    taken = max(0, resident_memory() - start)  # the tokenizers, for the most part
+    peak = peak_memory()
     check_place(output, [cache_entry(directory) for directory in plan.inputs], overwrite)
     free = free_bytes(output)
-    with limited_to(max_memory or memory.DEFAULT):
-        needed = plan.working_bytes
+    limit = max_memory or memory.DEFAULT
+    with limited_to(max(memory.LEAST, limit - taken)):
+        needed = taken + plan.working_bytes
         if max_memory is not None:
             _check_memory(plan, needed, max_memory)
         if dry_run:
@@ -165,7 +167,7 @@ def convert(
         report=report,
         bytes_to_write=plan.bytes_to_write,
         bytes_free=free,
-        memory_needed=base + needed,
+        memory_needed=max(start + needed, peak),
         seconds=time.monotonic() - begin,
         peak_memory=peak_memory(),
     )
@@ -177,7 +179,7 @@ def _check_memory(plan: Plan, needed: int, limit: int) -> None:
         raise TransferError(
             f"{plan.method.name} needs about {needed / 2**20:,.0f} MiB for these models, and "
             f"{limit / 2**20:,.0f} MiB are allowed; allow more with --max-memory, or choose "
-            "another --method (knn needs least)"
+            "another --method (knn, clp and mean need less)"
         )
 
 

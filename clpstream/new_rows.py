@@ -43,7 +43,10 @@ def new_rows(
 def finite_words(plan: Plan, source: TensorRows) -> npt.NDArray[np.int64]:
     """The source's frequent words, but for those whose rows are broken: the target may not need
     them."""
-    return plan.words[source.finite(source.words(plan.words))]
+    finite = np.empty(len(plan.words), bool)
+    for block in blocks(Selected(source, plan.words)):
+        finite[block] = source.finite(source.words(plan.words[block]))
+    return plan.words[finite]
 
 
 def side_of(prepared: Mapping[Side, Prepared], new: NewTensor) -> Side:

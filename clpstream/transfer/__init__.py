@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from clpstream.transfer.agreement import Agreement, agreement_of
+from clpstream.transfer.agreement import Agreement, agreement_bytes, agreement_of
 from clpstream.transfer.align import Align
 from clpstream.transfer.clp import Clp
 from clpstream.transfer.combination import gathered
@@ -50,6 +50,7 @@ __all__ = [
     "Selected",
     "Subword",
     "Unit",
+    "agreement_bytes",
     "agreement_of",
     "blocks",
     "gathered",

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from clpstream.transfer.linear import Factors, Scaled, factors, pairs_of
+from clpstream.memory import block_bytes
+from clpstream.transfer.linear import Factors, Scaled, factors, pairs_of, polar_bytes
 from clpstream.transfer.rows import Doubles, Floats, Rows
 
 _CHANCE = 0.9
@@ -71,6 +72,11 @@ def agreement_of(x: Rows, y: Rows) -> Agreement:
             block = slice(start, start + _TOGETHER)
             of_pairs[block], of_others[block] = _left_out(found, ours[block], theirs[block])
     return Agreement(of_pairs, of_others)
+
+
+def agreement_bytes(d_helper: int, d_source: int) -> int:
+    """About how much memory `agreement_of` takes."""
+    return polar_bytes(d_helper, d_source) + 12 * d_helper * d_source + 2 * block_bytes()
 
 
 def _inverse_sums(values: Doubles) -> tuple[Floats, Floats]:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from clpstream.errors import TransferError
+from clpstream.memory import block_bytes
 from clpstream.transfer.fitted import PreparedMap, fit_bytes
 from clpstream.transfer.linear import (
     Frame,
@@ -84,8 +85,10 @@ class Align:
 
     def working_bytes(self, anchors: int, missing: int, d_helper: int, d_source: int) -> int:
         """See `Method.working_bytes`."""
-        pool = 3 * _POOL_BYTES + 12 * POOL * POOL
-        return fit_bytes(d_helper, d_source) + 16 * d_helper**2 + 32 * anchors + missing + pool
+        pool = _pool(max(d_helper, d_source))
+        kept = 12 * d_helper**2 + 8 * d_helper * d_source + 4 * pool * (d_helper + d_source)
+        finding = 4 * pool * (pool + d_source) + 3 * block_bytes()
+        return kept + max(fit_bytes(d_helper, d_source), finding) + 32 * anchors + missing
 
 
 class _SelfLearning:
@@ -106,8 +109,7 @@ class _SelfLearning:
         fitted = self._of_all(sure, anchors)
         if words is None:
             return fitted
-        widest = max(self._x.shape[1], anchors.shape[1])
-        pool = min(POOL, max(1, _POOL_BYTES // (4 * widest)))
+        pool = _pool(max(self._x.shape[1], anchors.shape[1]))
         wanted, frequent = _first(self._wanted, pool), _first(words, pool)
         if not (len(wanted) and len(frequent)):
             return fitted
@@ -115,6 +117,7 @@ class _SelfLearning:
             raise TransferError("a frequent token's row in the source has NaN or Inf; repair it")
         for _ in range(self._method.rounds):
             ours, theirs = mutual(_turned(fitted, wanted), frequent)
+            del fitted  # as large as the next one
             x, y = Selected(wanted, ours), Selected(frequent, theirs)
             squares = self._sure_squares + self._squares(x)
             fitted = self._map(sure + pairs_of(x, y, frames), squares)
@@ -158,6 +161,11 @@ def _add_regression(slopes: Floats, part: np.float32, pairs: Pairs, squares: Flo
     inverse *= part * pairs.frames.y.scale / pairs.frames.x.scale
     for columns in column_blocks(slopes):
         slopes[:, columns] += inverse @ pairs.products[:, columns]
+
+
+def _pool(widest: int) -> int:
+    """How many tokens of each side are paired, where rows are at most so wide."""
+    return min(POOL, max(1, _POOL_BYTES // (4 * widest)))
 
 
 def _first(rows: Rows, count: int) -> Floats:

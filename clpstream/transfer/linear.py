@@ -237,6 +237,11 @@ def polar(products: Matrix) -> Floats:
     return turned if wide else turned.T
 
 
+def polar_bytes(d_helper: int, d_source: int) -> int:
+    """About how much memory `polar` and `factors` take: eigenvectors take five times the matrix."""
+    return 40 * min(d_helper, d_source) ** 2
+
+
 def _singular(products: Matrix) -> tuple[Doubles, Doubles]:
     """Singular values (r,) of a matrix that is no taller than wide, and the vectors U (d, r)."""
     squares, vectors = np.linalg.eigh(_outer_squares(products))
