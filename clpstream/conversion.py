@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 
 from clpstream import memory
-from clpstream.checkpoint import Checkpoint
+from clpstream.checkpoint import Checkpoint, TensorSpan, read_ahead
 from clpstream.choosing import with_method
 from clpstream.errors import NotFiniteError, OutputError, TransferError
 from clpstream.findings import guard_warnings, row_warnings
 from clpstream.hub import cache_entry, local_directory
-from clpstream.memory import limited_to
+from clpstream.memory import limited_to, peak_memory, resident_memory
 from clpstream.new_rows import Outliers, new_rows
 from clpstream.output.copying import LinkMode
 from clpstream.output.files import json_bytes, write_file
-from clpstream.output.report import REPORT_FILE, Report, peak_memory
+from clpstream.output.report import REPORT_FILE, Report
 from clpstream.output.staging import check_place, check_space, free_bytes, staged
 from clpstream.output.verify import verify
 from clpstream.output.writing import writing
@@ -36,6 +36,9 @@ from clpstream.reporting import make_report
 from clpstream.sharing import prepare, settle
 from clpstream.transfer import Method, Rows
 from clpstream.vocabulary import Match
+
+_MANY = 32
+"""Where one row of so many is read, reading all of them in one go costs less."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def convert(
 
     Raises a ClpstreamError that says what is wrong and what to do; nothing is left behind then.
     """
-    begin = time.monotonic()
+    begin, start = time.monotonic(), resident_memory()
     output = Path(os.path.normpath(output))  # 'new/../x' would leave 'new' behind
     progress = progress or Progress()
     check_place(output, [], overwrite)  # before anything is fetched
@@ -138,11 +141,13 @@ def convert(
         pass_through=pass_through,
         link_mode=link_mode,
     )
-    base = peak_memory()
+    taken = max(0, resident_memory() - start)  # the tokenizers, for the most part
+    peak = peak_memory()
     check_place(output, [cache_entry(directory) for directory in plan.inputs], overwrite)
     free = free_bytes(output)
-    with limited_to(max_memory or memory.DEFAULT):
-        needed = plan.working_bytes
+    limit = max_memory or memory.DEFAULT
+    with limited_to(max(memory.LEAST, limit - taken)):
+        needed = taken + plan.working_bytes
         if max_memory is not None:
             _check_memory(plan, needed, max_memory)
         if dry_run:
@@ -162,7 +167,7 @@ def convert(
         report=report,
         bytes_to_write=plan.bytes_to_write,
         bytes_free=free,
-        memory_needed=base + needed,
+        memory_needed=max(start + needed, peak),
         seconds=time.monotonic() - begin,
         peak_memory=peak_memory(),
     )
@@ -174,7 +179,7 @@ def _check_memory(plan: Plan, needed: int, limit: int) -> None:
         raise TransferError(
             f"{plan.method.name} needs about {needed / 2**20:,.0f} MiB for these models, and "
             f"{limit / 2**20:,.0f} MiB are allowed; allow more with --max-memory, or choose "
-            "another --method (knn needs least)"
+            "another --method (knn, clp and mean need less)"
         )
 
 
@@ -182,6 +187,7 @@ def _write(plan: Plan, stage: Path, progress: Progress) -> Report:
     # numpy's warnings would say less than the error for a row that is not finite
     with _naming_tokens(plan), np.errstate(all="ignore"):
         outliers: Outliers = {}
+        read_ahead(_scattered(plan))
         with (
             progress.task("writing", plan.shard_bytes, "B") as update,
             writing(stage, plan.shards, plan.link_mode, update) as target_shards,
@@ -201,6 +207,17 @@ def _write(plan: Plan, stage: Path, progress: Progress) -> Report:
     report = make_report(settled, guarded, rows, findings)
     write_file(stage / REPORT_FILE, json_bytes(report.to_json()))
     return report
+
+
+def _scattered(plan: Plan) -> list[TensorSpan]:
+    """The tensors of which many rows are going to be read: those of the helper, which is read
+    first, and of the source, unless it shares next to nothing with the target."""
+    helper = [tensor.span for tensor in (plan.embeddings, plan.head) if tensor is not None]
+    return helper + [
+        new.tensor.span
+        for new in plan.new.values()
+        if len(plan.origins.anchors) * _MANY > new.tensor.rows
+    ]
 
 
 def _embeddings(plan: Plan, target: Checkpoint) -> Rows:

@@ -14,8 +14,8 @@ from clpstream.checkpoint import input_embeddings, input_embeddings_names, open_
 from clpstream.checks import check_helper, check_source
 from clpstream.errors import TransferError
 from clpstream.hub import local_directory, model_name
+from clpstream.memory import peak_memory
 from clpstream.origins import find_origins
-from clpstream.output.report import peak_memory
 from clpstream.plan import frequent_words
 from clpstream.progress import Progress
 from clpstream.transfer import METHODS, Method

@@ -6,8 +6,11 @@ Whatever is made in blocks asks `share` for its part of the limit, so that one n
 from __future__ import annotations
 
 import contextlib
+import re
+import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
+from pathlib import Path
 
 DEFAULT = 512 << 20
 LEAST = 32 << 20
@@ -39,3 +42,26 @@ def share(parts: int) -> int:
 def block_bytes() -> int:
     """Size of the float32 blocks in which matrices are read and made: 16 MiB by default."""
     return share(32)
+
+
+def peak_memory() -> int:
+    """Peak resident memory of this process so far, in bytes."""
+    import resource
+
+    # /proc first, since ru_maxrss can be that of the process that started this one
+    peak = _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_memory() -> int:
+    """Resident memory of this process now, in bytes; the peak where the system does not tell."""
+    return _status("VmRSS") * 1024 or peak_memory()
+
+
+def _status(name: str) -> int:
+    """A number of kB in Linux's status of this process; 0 elsewhere."""
+    with contextlib.suppress(OSError):
+        found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        if found:
+            return int(found[1])
+    return 0

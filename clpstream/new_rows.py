@@ -13,7 +13,7 @@ from clpstream.origins import NO_ROW
 from clpstream.output.shards import NewTensor
 from clpstream.output.target_rows import target_rows
 from clpstream.plan import Plan
-from clpstream.transfer import Prepared, Rows, Selected, blocks, gathered, mean
+from clpstream.transfer import Prepared, Rows, Selected, blocks, gathered, lengths, mean
 
 Outliers = dict[str, dict[int, float]]
 """By tensor: target tokens whose made row is longer than any anchor's, and by which factor."""
@@ -43,7 +43,10 @@ def new_rows(
 def finite_words(plan: Plan, source: TensorRows) -> npt.NDArray[np.int64]:
     """The source's frequent words, but for those whose rows are broken: the target may not need
     them."""
-    return plan.words[source.finite(source.words(plan.words))]
+    finite = np.empty(len(plan.words), bool)
+    for block in blocks(Selected(source, plan.words)):
+        finite[block] = source.finite(source.words(plan.words[block]))
+    return plan.words[finite]
 
 
 def side_of(prepared: Mapping[Side, Prepared], new: NewTensor) -> Side:
@@ -77,9 +80,9 @@ def _watching(
     """Notes which tokens' rows are longer than `longest`, and by which factor."""
 
     def watch(tokens: npt.NDArray[np.int64], rows: npt.NDArray[np.float32]) -> None:
-        lengths = _lengths(rows)
-        for place in np.flatnonzero(lengths > longest):
-            token, factor = int(tokens[place]), float(lengths[place] / longest)
+        factors = lengths(rows) / longest
+        for place in np.flatnonzero(factors > 1):
+            token, factor = int(tokens[place]), float(factors[place])
             found[token] = max(found.get(token, 0.0), factor)
 
     return watch
@@ -87,12 +90,7 @@ def _watching(
 
 def _longest(anchors: Rows) -> float:
     """The length of the longest row."""
-    return max((float(_lengths(anchors[block]).max()) for block in blocks(anchors)), default=0.0)
-
-
-def _lengths(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    lengths: npt.NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
-    return lengths
+    return max((float(lengths(anchors[block]).max()) for block in blocks(anchors)), default=0.0)
 
 
 def _copied_rows(

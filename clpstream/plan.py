@@ -42,7 +42,7 @@ from clpstream.output.copying import LinkMode
 from clpstream.output.files import json_bytes
 from clpstream.output.shards import NewTensor, TargetShard, index_of, plan_shards
 from clpstream.output.side_files import side_files
-from clpstream.transfer import METHODS, Clp, Method, Subword
+from clpstream.transfer import METHODS, Clp, Method, Subword, agreement_bytes
 from clpstream.transfer.held_out import judging_bytes
 from clpstream.vocabulary import Match, Vocabulary, read_vocabulary, tokenizer_class
 
@@ -53,8 +53,6 @@ CHOICES = ("align", "procrustes", "ridge", "knn", "clp")
 """Methods among which "auto" chooses. `omp` takes the longest, and has to be asked for; the others
 that are not here are to compare with."""
 
-_READING_BYTES = 96 << 20
-"""What reading rows, a block of the target and rounding it to its dtype take."""
 _SPARE_ROWS = 1024
 _MOST_PADDING = 1 << 16
 _MOST_WORDS = 3000
@@ -140,17 +138,21 @@ class Plan:
 
     @property
     def working_bytes(self) -> int:
-        """Estimate of the memory that the rows take, above what the plan itself holds."""
+        """Estimate of the memory that making the rows takes, above what the plan itself holds."""
         sizes = (
             len(self.origins.anchors),
             len(self.origins.combined),
             self.embeddings.width if self.embeddings else 0,
             max(new.tensor.width for new in self.new.values()),
         )
-        if not self.automatic:
-            return _READING_BYTES + self.method.working_bytes(*sizes)
-        most = max(METHODS[name]().working_bytes(*sizes) for name in CHOICES)
-        return _READING_BYTES + most + judging_bytes(self.source_embeddings.width)
+        most = self.method.working_bytes(*sizes)
+        if self.automatic:
+            most = max(METHODS[name]().working_bytes(*sizes) for name in CHOICES)
+            most += judging_bytes(self.source_embeddings.width)
+        if self.shared == "auto" and self.embeddings is not None:
+            widths = self.embeddings.width, self.source_embeddings.width
+            most = max(most, agreement_bytes(*widths))
+        return most
 
 
 def make_plan(

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from make import write_helper, write_json, write_tokenizer
+from make import write_helper, write_json, write_source, write_tokenizer
 
 from clpstream.transfer import METHODS
 
@@ -96,3 +96,53 @@ def test_a_dry_run_of_40_gb_knows_what_would_be_done(tmp_path):
     assert result["pass_through"] == {"tensors": 8, "bytes": 40 << 30}
     assert result["bytes_to_write"] > 40 << 30
     assert sorted(path.name for path in tmp_path.iterdir()) == ["helper", "source"]
+
+
+LIMIT = 64 << 20
+LIMITED = """
+import resource, sys, threading
+import faiss, numpy as np
+import clpstream
+from clpstream.cli import _tune_libraries
+
+_tune_libraries()
+threading.stack_size(1 << 20)  # of the limit, stacks count in full
+some = np.ones((64, 64), np.float32)
+faiss.knn(some @ some, some, 3)  # starts the libraries' own threads
+status = open("/proc/self/status").read()
+limit = int(sys.argv[1])
+data = 1024 * int(status.split("VmData:")[1].split()[0])
+resource.setrlimit(resource.RLIMIT_DATA, (data + limit, data + limit))
+clpstream.convert(*sys.argv[3:], method=sys.argv[2], shared="copy", max_memory=limit)
+try:
+    np.empty(limit, np.uint8)
+except MemoryError:
+    print("limited")
+"""
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """Source and helper: as float32, each of the source's two tables takes three times LIMIT."""
+    directory = tmp_path_factory.mktemp("wide")
+    write_source(
+        directory / "source",
+        words=[f" word{n}" for n in range(12_000)],
+        width=4096,
+        dtype="BF16",
+        untied=True,
+    )
+    write_helper(directory / "helper", [f" word{n}" for n in range(0, 24_000, 2)], width=64)
+    return directory / "source", directory / "helper"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's RLIMIT_DATA")
+@pytest.mark.parametrize("method", ["clp", "knn", "mean", "omp", "random", "ridge", "subword"])
+def test_a_run_keeps_to_a_limit_that_the_kernel_enforces(wide, tmp_path, method):
+    output = tmp_path / "out"
+    arguments = [str(LIMIT), method, *map(str, wide), str(output)]
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *arguments], capture_output=True, text=True
+    )
+    assert done.stdout == "limited\n", done.stderr
+    assert (output / "config.json").exists()

@@ -10,6 +10,7 @@ from clpstream.checkpoint.directory import (
 )
 from clpstream.checkpoint.dtypes import FLOATS
 from clpstream.checkpoint.names import VOCABULARY_SIZE, vocabulary_role
+from clpstream.checkpoint.read_ahead import read_ahead
 from clpstream.checkpoint.rows import TensorRows
 from clpstream.checkpoint.safetensors_file import Shard, TensorSpan, header_bytes, read_shard
 from clpstream.checkpoint.sizes import sizes_in, stated_sizes, vocabulary_size
@@ -45,6 +46,7 @@ __all__ = [
     "is_tied",
     "open_checkpoint",
     "own_head",
+    "read_ahead",
     "read_shard",
     "same_bytes",
     "shard_names",

@@ -48,7 +48,11 @@ class TensorRows:
 
     def finite(self, rows: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Which of the rows, bit patterns as `words` gives them, have neither NaN nor Inf."""
-        finite: npt.NDArray[np.bool_] = np.isfinite(rows.view(self._dtype)).all(axis=1)
+        if self.span.dtype in dtypes.INTEGERS:
+            return np.ones(len(rows), bool)
+        infinite = np.array(np.inf, self._dtype).view(rows.dtype)
+        positive = rows.dtype.type(np.iinfo(rows.dtype).max >> 1)  # all bits but the sign
+        finite: npt.NDArray[np.bool_] = (rows & positive).max(axis=1, initial=0) < infinite
         return finite
 
     def encode(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[Any]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 REPORT_FILE = "clpstream.json"
@@ -184,16 +181,3 @@ def versions() -> dict[str, str]:
     return {"clpstream": __version__} | {
         name: module.__version__ for name, module in modules.items()
     }
-
-
-def peak_memory() -> int:
-    """Peak resident memory of this process so far, in bytes."""
-    import resource
-
-    status = Path("/proc/self/status")
-    if status.exists():  # since ru_maxrss can be that of the process that started this one
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-        if found:
-            return int(found[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

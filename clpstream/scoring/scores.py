@@ -16,7 +16,7 @@ import numpy.typing as npt
 from clpstream.checkpoint import open_checkpoint
 from clpstream.errors import ScoringError
 from clpstream.hub import local_directory, model_name
-from clpstream.output.report import peak_memory
+from clpstream.memory import peak_memory
 from clpstream.progress import Progress
 from clpstream.scoring.documents import BLOCK_BYTES, block_edges, cut
 from clpstream.scoring.intervals import FEW_BLOCKS, Interval, interval

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from clpstream.transfer.agreement import Agreement, agreement_of
+from clpstream.transfer.agreement import Agreement, agreement_bytes, agreement_of
 from clpstream.transfer.align import Align
 from clpstream.transfer.clp import Clp
 from clpstream.transfer.combination import gathered
@@ -15,7 +15,7 @@ from clpstream.transfer.method import NO_ANCHOR, Method, Prepared
 from clpstream.transfer.omp import Omp
 from clpstream.transfer.procrustes import Procrustes
 from clpstream.transfer.ridge import Ridge
-from clpstream.transfer.rows import Rows, Selected, Unit, blocks, mean
+from clpstream.transfer.rows import Rows, Selected, Unit, blocks, lengths, mean
 from clpstream.transfer.subword import Subword
 from clpstream.transfer.untrained import untrained
 
@@ -50,9 +50,11 @@ __all__ = [
     "Selected",
     "Subword",
     "Unit",
+    "agreement_bytes",
     "agreement_of",
     "blocks",
     "gathered",
+    "lengths",
     "mean",
     "untrained",
 ]

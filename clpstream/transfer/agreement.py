@@ -7,14 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from clpstream.transfer.linear import Factors, Scaled, factors, pairs_of
-from clpstream.transfer.rows import Doubles, Floats, Rows, blocks
+from clpstream.memory import block_bytes
+from clpstream.transfer.linear import Factors, Scaled, factors, pairs_of, polar_bytes
+from clpstream.transfer.rows import Doubles, Floats, Rows
 
 _CHANCE = 0.9
 """Tokens that agree better than this part of random pairs agree better than chance."""
 _BEST = 0.99
 """The quantile of the agreement that counts as the best one: single tokens may be odd."""
 _OF_BEST = 0.9
+_TOGETHER = 256
+"""Pairs that are judged at once, whatever memory there is: it decides which others chance is."""
 _NOTHING = -40.0
 """An exponent that leaves nothing in float32, and does not underflow."""
 
@@ -62,12 +65,18 @@ def agreement_of(x: Rows, y: Rows) -> Agreement:
     found = factors(pairs.products)
     ours = Scaled(x, pairs.x_mean, pairs.frames.x.scale)
     theirs = Scaled(y, pairs.y_mean, pairs.frames.y.scale)
-    of_pairs, of_others = np.zeros(x.shape[0]), np.zeros(x.shape[0])
+    count = x.shape[0]
+    of_pairs, of_others = np.zeros(count), np.zeros(count)
     if len(found.values):
-        for block in blocks(x if x.shape[1] >= y.shape[1] else y):
-            cosines = _left_out(found, ours[block], theirs[block])
-            of_pairs[block], of_others[block] = cosines
+        for start in range(0, count, _TOGETHER):
+            block = slice(start, start + _TOGETHER)
+            of_pairs[block], of_others[block] = _left_out(found, ours[block], theirs[block])
     return Agreement(of_pairs, of_others)
+
+
+def agreement_bytes(d_helper: int, d_source: int) -> int:
+    """About how much memory `agreement_of` takes."""
+    return polar_bytes(d_helper, d_source) + 12 * d_helper * d_source + 2 * block_bytes()
 
 
 def _inverse_sums(values: Doubles) -> tuple[Floats, Floats]:
@@ -83,10 +92,10 @@ def _inverse_sums(values: Doubles) -> tuple[Floats, Floats]:
 
 
 def _left_out(found: Factors, x: Floats, y: Floats) -> tuple[Doubles, Doubles]:
-    """Of a block of pairs: cosines with the own row, and with that of half a block further on."""
+    """Of a block of pairs: cosines with the own row, and with that of half a block before."""
     values = found.values / found.values[0]  # the scale of a pair follows, below
     unit = found.values[0]
-    a, b = x @ found.left.astype(np.float32), y @ found.right.astype(np.float32)
+    a, b = x @ found.left, y @ found.right
     decays, weights = _inverse_sums(values)
     change = b * (((a * a) @ decays * weights) @ decays.T)
     change -= a * (((a * b) @ decays * weights) @ decays.T)
@@ -95,19 +104,26 @@ def _left_out(found: Factors, x: Floats, y: Floats) -> tuple[Doubles, Doubles]:
     if found.left.shape[0] <= found.right.shape[0]:
         outside = (np.square(a) @ (1 / values).astype(np.float32)) / np.float32(unit)
     else:
-        beyond = np.square(x).sum(axis=1) - np.square(a).sum(axis=1)
+        beyond = _dots(x, x) - _dots(a, a)
         change += (beyond / np.float32(unit))[:, None] * (b / values.astype(np.float32))
-    made = a - change
-    own_outside = np.maximum(np.square(y).sum(axis=1) - np.square(b).sum(axis=1), 0)
-    length = np.sqrt(np.square(made).sum(axis=1) + np.square(outside) * own_outside)
-    shift = len(a) // 2
+    made = np.subtract(a, change, out=change)
+    own_outside = np.maximum(_dots(y, y) - _dots(b, b), 0)
+    length = np.sqrt(_dots(made, made) + np.square(outside) * own_outside)
 
     def cosines(step: int) -> Doubles:
-        other, other_b = np.roll(y, step, axis=0), np.roll(b, step, axis=0)
-        beside = np.einsum("ij,ij->i", y, other) - np.einsum("ij,ij->i", b, other_b)
-        dots = np.einsum("ij,ij->i", made, other_b) - outside * beside
-        norms = length * np.linalg.norm(other, axis=1)
+        beside = _dots(y, y, step) - _dots(b, b, step)
+        dots = _dots(made, b, step) - outside * beside
+        norms = length * np.roll(np.sqrt(_dots(y, y)), step)
         cosine: Doubles = np.divide(dots, norms, out=np.zeros(len(a)), where=norms > 0)
         return cosine
 
-    return cosines(0), cosines(shift)
+    return cosines(0), cosines(len(a) // 2)
+
+
+def _dots(left: Floats, right: Floats, step: int = 0) -> Floats:
+    """Products (n,) of each row (n, d) with that of `right` which stands `step` before it, the last
+    ones before the first."""
+    dots = np.empty(len(left), np.float32)
+    np.einsum("ij,ij->i", left[step:], right[: len(left) - step], out=dots[step:])
+    np.einsum("ij,ij->i", left[:step], right[len(left) - step :], out=dots[:step])
+    return dots

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from clpstream.errors import TransferError
+from clpstream.memory import block_bytes
 from clpstream.transfer.fitted import PreparedMap, fit_bytes
 from clpstream.transfer.linear import (
     Frame,
@@ -18,12 +19,11 @@ from clpstream.transfer.linear import (
     Pairs,
     column_blocks,
     gram,
-    less,
     pairs_of,
     rotation,
     subtract_mean,
 )
-from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, Selected, blocks, mean
+from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, Selected, blocks, less, mean
 
 POOL = 3000
 """Tokens of each side that are paired: the most frequent ones, whose rows are trained best."""
@@ -85,8 +85,10 @@ class Align:
 
     def working_bytes(self, anchors: int, missing: int, d_helper: int, d_source: int) -> int:
         """See `Method.working_bytes`."""
-        pool = 3 * _POOL_BYTES + 12 * POOL * POOL
-        return fit_bytes(d_helper, d_source) + 16 * d_helper**2 + 32 * anchors + missing + pool
+        pool = _pool(max(d_helper, d_source))
+        kept = 12 * d_helper**2 + 8 * d_helper * d_source + 4 * pool * (d_helper + d_source)
+        finding = 4 * pool * (pool + d_source) + 3 * block_bytes()
+        return kept + max(fit_bytes(d_helper, d_source), finding) + 32 * anchors + missing
 
 
 class _SelfLearning:
@@ -107,17 +109,16 @@ class _SelfLearning:
         fitted = self._of_all(sure, anchors)
         if words is None:
             return fitted
-        widest = max(self._x.shape[1], anchors.shape[1])
-        pool = np.arange(min(POOL, max(1, _POOL_BYTES // (4 * widest))))
-        wanted = Selected(self._wanted, pool[: self._wanted.shape[0]])
-        words = Selected(words, pool[: words.shape[0]])
-        if not (wanted.shape[0] and words.shape[0]):
+        pool = _pool(max(self._x.shape[1], anchors.shape[1]))
+        wanted, frequent = _first(self._wanted, pool), _first(words, pool)
+        if not (len(wanted) and len(frequent)):
             return fitted
-        if not all(np.isfinite(words[block]).all() for block in blocks(words)):
+        if not np.isfinite(frequent).all():
             raise TransferError("a frequent token's row in the source has NaN or Inf; repair it")
         for _ in range(self._method.rounds):
-            ours, theirs = mutual(_turned(fitted, wanted), words)
-            x, y = Selected(wanted, ours), Selected(words, theirs)
+            ours, theirs = mutual(_turned(fitted, wanted), frequent)
+            del fitted  # as large as the next one
+            x, y = Selected(wanted, ours), Selected(frequent, theirs)
             squares = self._sure_squares + self._squares(x)
             fitted = self._map(sure + pairs_of(x, y, frames), squares)
         return fitted
@@ -160,6 +161,19 @@ def _add_regression(slopes: Floats, part: np.float32, pairs: Pairs, squares: Flo
     inverse *= part * pairs.frames.y.scale / pairs.frames.x.scale
     for columns in column_blocks(slopes):
         slopes[:, columns] += inverse @ pairs.products[:, columns]
+
+
+def _pool(widest: int) -> int:
+    """How many tokens of each side are paired, where rows are at most so wide."""
+    return min(POOL, max(1, _POOL_BYTES // (4 * widest)))
+
+
+def _first(rows: Rows, count: int) -> Floats:
+    """The first `count` rows, in memory."""
+    found = np.empty((min(count, rows.shape[0]), rows.shape[1]), np.float32)
+    for block in blocks(found):
+        found[block] = rows[block]
+    return found
 
 
 def _turned(fitted: LinearMap, rows: Rows) -> Floats:

@@ -181,9 +181,10 @@ def _totals(wanted: Unit, units: Unit, own: Ids) -> tuple[Doubles, Doubles]:
         sums[block] = rows.astype(np.float64) @ total
         shared, cosines = own_cosines(rows, units, own[block])
         sums[block.start + shared] -= cosines
-        squares = np.square(rows @ sample.T, dtype=np.float64)
-        others = ids != own[block, None]
-        spread = np.sqrt((squares * others).sum(axis=1) / others.sum(axis=1))
+        products = rows @ sample.T
+        products[ids == own[block, None]] = 0
+        others = len(ids) - np.isin(own[block], ids)
+        spread = np.sqrt(np.einsum("ij,ij->i", products, products) / others)
         count = units.shape[0] - (own[block] != NO_ANCHOR)
         condition[block] = sums[block] / np.maximum(count * spread, np.finfo(np.float64).tiny)
     return sums, condition

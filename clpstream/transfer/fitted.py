@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from clpstream.memory import block_bytes
-from clpstream.transfer.linear import LinearMap, MappedRows
+from clpstream.transfer.linear import LinearMap, MappedRows, polar_bytes
 from clpstream.transfer.method import NO_ANCHOR, directionless, finite_mean, own_anchors
 from clpstream.transfer.ridge import Ridge
 from clpstream.transfer.rows import (
@@ -72,6 +72,7 @@ class PreparedMap:
 
 
 def fit_bytes(d_helper: int, d_source: int) -> int:
-    """About how much memory fitting a map takes."""
-    least, most = sorted((d_helper, d_source))
-    return least * (32 * least + 36 * most) + 8 * block_bytes()
+    """About how much memory fitting a map, and making rows with it, takes."""
+    matrix = d_helper * d_source
+    fitting = polar_bytes(d_helper, d_source) + 12 * matrix
+    return max(fitting + 3 * block_bytes(), 16 * matrix + 4 * block_bytes(), 6 * block_bytes())

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from clpstream.errors import TransferError
 from clpstream.memory import block_bytes
-from clpstream.transfer.rows import Doubles, Floats, Rows, blocks, bounds
+from clpstream.transfer.rows import Doubles, Floats, Rows, blocks, bounds, less
 
 _RESOLUTION = 1e-6
 """Singular values below this part of the largest are rounding, and so are their vectors."""
@@ -198,9 +198,9 @@ class LinearMap:
 class Factors:
     """XᵀY = U diag(values) Vᵀ but for rounding: left U (d_helper, r), right V (d_source, r)."""
 
-    left: Doubles
+    left: Floats
     values: Doubles
-    right: Doubles
+    right: Floats
 
 
 def factors(products: Matrix) -> Factors:
@@ -210,8 +210,12 @@ def factors(products: Matrix) -> Factors:
     """
     wide = products.shape[0] <= products.shape[1]
     values, vectors = _singular(products if wide else products.T)
-    others = (products.T if wide else products) @ vectors / values
-    return Factors(vectors, values, others) if wide else Factors(others, values, vectors)
+    across = products if wide else products.T
+    others = np.empty((across.shape[1], len(values)), np.float32)
+    for columns in column_blocks(across):
+        others[columns] = across[:, columns].T @ vectors / values
+    narrow = vectors.astype(np.float32)
+    return Factors(narrow, values, others) if wide else Factors(others, values, narrow)
 
 
 def polar(products: Matrix) -> Floats:
@@ -233,6 +237,11 @@ def polar(products: Matrix) -> Floats:
     return turned if wide else turned.T
 
 
+def polar_bytes(d_helper: int, d_source: int) -> int:
+    """About how much memory `polar` and `factors` take: eigenvectors take five times the matrix."""
+    return 40 * min(d_helper, d_source) ** 2
+
+
 def _singular(products: Matrix) -> tuple[Doubles, Doubles]:
     """Singular values (r,) of a matrix that is no taller than wide, and the vectors U (d, r)."""
     squares, vectors = np.linalg.eigh(_outer_squares(products))
@@ -243,8 +252,10 @@ def _singular(products: Matrix) -> tuple[Doubles, Doubles]:
 
 def _outer_squares(products: Matrix) -> Doubles:
     """P Pᵀ in float64."""
-    exact = products.astype(np.float64)
-    squares: Doubles = exact @ exact.T
+    squares = np.zeros((len(products), len(products)))
+    for columns in column_blocks(products):
+        exact = products[:, columns].astype(np.float64)
+        squares += exact @ exact.T
     return squares
 
 
@@ -303,18 +314,6 @@ class Scaled:
         rows = less(self._rows[index], self._center)
         rows /= self._scale
         return rows
-
-
-def less(rows: Floats, center: Doubles) -> Floats:
-    """Rows (n, d) less a center (d,), in float32.
-
-    Little may be left of two large numbers: the center is subtracted as the sum of two float32
-    numbers, which is as good as float64, in half the time.
-    """
-    near = center.astype(np.float32)
-    found = (rows - near).astype(np.float32, copy=False)
-    found -= (center - near).astype(np.float32)
-    return found
 
 
 def column_blocks(matrix: Matrix) -> Iterator[slice]:

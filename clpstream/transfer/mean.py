@@ -40,7 +40,7 @@ class Mean:
 
     def working_bytes(self, anchors: int, missing: int, d_helper: int, d_source: int) -> int:
         """See `Method.working_bytes`."""
-        return 3 * block_bytes() + 8 * missing
+        return 6 * block_bytes() + 8 * missing
 
 
 class PreparedMean:

@@ -81,7 +81,8 @@ class Ridge:
 
     def working_bytes(self, anchors: int, missing: int, d_helper: int, d_source: int) -> int:
         """See `Method.working_bytes`."""
-        return d_helper * (32 * d_helper + 12 * d_source) + 16 * missing + 8 * block_bytes()
+        square, matrix = d_helper**2, d_helper * d_source
+        return max(40 * square, 16 * square + 12 * matrix) + 16 * missing + 6 * block_bytes()
 
 
 class PreparedRidge:

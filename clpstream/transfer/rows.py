@@ -65,17 +65,16 @@ class Unit:
         self.shape = rows.shape
 
     def __getitem__(self, index: Any) -> Floats:
-        rows = np.array(self._rows[index], np.float32)
+        rows = self._rows[index]
         least: Any = np.finfo(np.float32).tiny
         if self._center is not None:
             own = _norms(rows)
             least = np.where(own > least, least + 1e-6 * own, np.inf)
-            # in float64, since little may be left of two large numbers
-            np.subtract(rows, self._center, out=rows, dtype=np.float64, casting="same_kind")
+            rows = less(rows, self._center)
         norms = _norms(rows)
         norms[norms <= least] = np.inf
-        rows /= norms
-        return rows
+        unit: Floats = np.divide(rows, norms, dtype=np.float32, casting="same_kind")
+        return unit
 
     def exact(self, index: Ids) -> Doubles:
         """The same rows, all in float64."""
@@ -115,17 +114,32 @@ def bounds(index: slice, count: int) -> tuple[int, int]:
     return start, max(start, stop)
 
 
-def _norms(rows: Floats) -> npt.NDArray[Any]:
-    """L2 norms, shape (n, 1); in float64 where the squares leave float32's range.
+def less(rows: Floats, center: Doubles) -> Floats:
+    """Rows (n, d) less a center (d,), in float32.
 
-    Raises TransferError for NaN and Inf.
+    Little may be left of two large numbers: the center is subtracted as the sum of two float32
+    numbers, which is as good as float64, in half the time.
     """
+    near = center.astype(np.float32)
+    found = (rows - near).astype(np.float32, copy=False)
+    found -= (center - near).astype(np.float32)
+    return found
+
+
+def lengths(rows: Floats) -> npt.NDArray[Any]:
+    """L2 norms, shape (n,); in float64 where the squares leave float32's range."""
     squares = np.einsum("ij,ij->i", rows, rows)
     if not ((squares > 1e-24) & (squares < 1e36)).all():
-        finite = np.isfinite(rows).all(axis=1)
-        if not finite.all():
-            raise TransferError(f"row {finite.argmin()} of a block has NaN or Inf; repair the rows")
         wide = rows.astype(np.float64)
         squares = np.einsum("ij,ij->i", wide, wide)
-    norms: npt.NDArray[Any] = np.sqrt(squares)[:, None]
-    return norms
+    found: npt.NDArray[Any] = np.sqrt(squares)
+    return found
+
+
+def _norms(rows: Floats) -> npt.NDArray[Any]:
+    """L2 norms, shape (n, 1). Raises TransferError for NaN and Inf."""
+    norms = lengths(rows)
+    if not np.isfinite(norms).all():
+        row = np.isfinite(rows).all(axis=1).argmin()
+        raise TransferError(f"row {row} of a block has NaN or Inf; repair the rows")
+    return norms[:, None]

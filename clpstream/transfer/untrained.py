@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from clpstream.memory import block_bytes
-from clpstream.transfer.linear import less
-from clpstream.transfer.rows import Ids, Rows, blocks
+from clpstream.transfer.rows import Ids, Rows, blocks, less
 
 _SHORT = 0.1
 """Of the median length: rows shorter than this say next to nothing."""

@@ -1,0 +1,34 @@
+"""Reading tensors into the kernel's cache in one go, before their rows are read one by one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Sequence
+
+from clpstream.checkpoint.safetensors_file import TensorSpan
+
+_BYTES_AT_ONCE = 2 << 20
+"""As much as the kernel reads ahead for one piece of advice."""
+
+
+def read_ahead(spans: Sequence[TensorSpan]) -> None:
+    """Have a thread ask the kernel to read whole tensors, one after the other.
+
+    Thousands of scattered rows that are not in its cache take a disk several times as long, a
+    network file system even more. It is advice: where memory is short, the kernel drops pages.
+    """
+    if hasattr(os, "posix_fadvise"):
+        threading.Thread(target=_advise, args=(spans,), name="clpstream-read", daemon=True).start()
+
+
+def _advise(spans: Sequence[TensorSpan]) -> None:
+    # files that can't be read, and file systems that take no advice, are nobody's concern here
+    with contextlib.suppress(OSError):
+        for span in spans:
+            with span.path.open("rb") as file:
+                for start in range(0, span.length, _BYTES_AT_ONCE):
+                    count = min(_BYTES_AT_ONCE, span.length - start)
+                    place = span.offset + start
+                    os.posix_fadvise(file.fileno(), place, count, os.POSIX_FADV_WILLNEED)
