@@ -332,7 +332,8 @@ class _Projection:
         return cls(directions, rows)
 
     def __getitem__(self, index: Any) -> Floats:
-        return self._rows[index].astype(np.float32)
+        rows: Floats = self._rows[index].astype(np.float32)
+        return rows
 
     def first(self, columns: int) -> _Projection:
         """The same along the first directions."""

@@ -38,7 +38,7 @@ class Kept(Unit):
 
 def kept_bytes() -> int:
     """Of the rows that are kept while all others go past them: all anchors, or some queries."""
-    return share(4)
+    return share(8)
 
 
 def kept(anchors: Unit) -> Unit:
