@@ -168,6 +168,17 @@ def _conversion_options(command: Command) -> Command:
             help="knn with softmax: cosines are divided by this (WECHSEL: 0.1).",
         ),
         _option(
+            "--index",
+            metavar="INDEX",
+            default="auto",
+            show_default=True,
+            help="knn: how the nearest tokens are found. exact: all are compared. auto: so too, "
+            "but for very large vocabularies among candidates, of which those of a sample of the "
+            "tokens hold 99 % of the nearest. Or an index of FAISS for the candidates, by its "
+            "factory string, such as IVF1024,Flat; the share that it finds is measured and "
+            "reported.",
+        ),
+        _option(
             "--center/--no-center",
             default=True,
             show_default=True,
@@ -603,6 +614,7 @@ _OPTIONS_OF = {
     "neighbors": ("knn",),
     "weights": ("knn",),
     "temperature": ("knn",),
+    "index": ("knn",),
     "center": ("knn", "omp"),
     "clip_negative": ("clp",),
     "atoms": ("omp",),
@@ -630,6 +642,8 @@ def _method(context: click.Context, options: dict[str, Any]) -> str | Method:
             own[name] = options[name]
     if method == "knn" and options["weights"] != "softmax":
         refuse("temperature", "--weights softmax")
+    if method == "knn" and options["weights"] == "sparsemax":
+        refuse("index", "--weights softmax and similarity")
     return method if method == "auto" else METHODS[method](**own)
 
 

@@ -20,7 +20,7 @@ from clpstream import memory
 from clpstream.checkpoint import Checkpoint, TensorSpan, read_ahead
 from clpstream.choosing import with_method
 from clpstream.errors import NotFiniteError, OutputError, TransferError
-from clpstream.findings import guard_warnings, row_warnings
+from clpstream.findings import guard_warnings, row_warnings, search_warnings
 from clpstream.hub import cache_entry, local_directory
 from clpstream.memory import limited_to, peak_memory, resident_memory
 from clpstream.new_rows import Outliers, new_rows
@@ -33,7 +33,7 @@ from clpstream.output.writing import writing
 from clpstream.plan import Pieces, Plan, Shared, make_plan, reads_helper
 from clpstream.progress import Progress
 from clpstream.reporting import make_report
-from clpstream.sharing import prepare, settle
+from clpstream.sharing import prepare, searches, settle
 from clpstream.transfer import Method, Rows
 from clpstream.vocabulary import Match
 
@@ -197,14 +197,19 @@ def _write(plan: Plan, stage: Path, progress: Progress) -> Report:
             for place in target_shards.new:
                 target_shards.write(place, new_rows(settled, prepared, place.new, outliers))
         guarded = prepared["input"].guarded
-        findings = [*guard_warnings(settled, guarded), *row_warnings(settled, outliers)]
+        search = searches(prepared)
+        findings = [
+            *guard_warnings(settled, guarded),
+            *search_warnings(search),
+            *row_warnings(settled, outliers),
+        ]
     for name, content in plan.written.items():
         write_file(stage / name, json_bytes(content))
     for name, path in plan.copied_files.items():
         write_file(stage / name, path.read_bytes())
     target = verify(stage, plan.source, plan.new)
     rows = _embeddings(settled, target)
-    report = make_report(settled, guarded, rows, findings)
+    report = make_report(settled, guarded, rows, search, findings)
     write_file(stage / REPORT_FILE, json_bytes(report.to_json()))
     return report
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from clpstream.checks import named_tokens
 from clpstream.plan import Plan
-from clpstream.transfer import Selected, untrained
+from clpstream.transfer import PROMISE, SearchReport, Selected, untrained
 
 Ids = npt.NDArray[np.int64]
 
@@ -37,6 +37,17 @@ def row_warnings(plan: Plan, outliers: Mapping[str, Mapping[int, float]]) -> lis
                 "the helper if its origin is unknown"
             )
     return warnings
+
+
+def search_warnings(searches: Mapping[str, SearchReport]) -> list[str]:
+    """Indexes that miss more neighbours than "auto" would let them."""
+    return [
+        f"index {search.index}: of the {search.neighbors} nearest tokens it found "
+        f"{search.recall:.1%}, less than {PROMISE:.0%}, measured on {search.sample:,} tokens; rows "
+        "are made of farther ones: give it more lists or bits, or leave --index out"
+        for search in searches.values()
+        if search.recall < PROMISE
+    ]
 
 
 def guard_warnings(plan: Plan, guarded: Mapping[str, Ids]) -> list[str]:

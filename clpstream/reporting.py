@@ -30,7 +30,7 @@ from clpstream.output.report import (
 )
 from clpstream.output.side_files import left_behind
 from clpstream.plan import Plan
-from clpstream.transfer import NO_ANCHOR, Rows, Selected, Unit, blocks, mean
+from clpstream.transfer import NO_ANCHOR, Rows, SearchReport, Selected, Unit, blocks, mean
 from clpstream.vocabulary import Vocabulary
 
 _EXAMPLES, _WORDS_SHOWN = 12, 4
@@ -41,12 +41,13 @@ def make_report(
     plan: Plan,
     guarded: Mapping[str, Any] = MappingProxyType({}),
     target: Rows | None = None,
+    search: Mapping[str, SearchReport] = MappingProxyType({}),
     findings: Sequence[str] = (),
 ) -> Report:
     """What clpstream.json holds; without more than `plan`, what a dry run can know of it.
 
     guarded: tokens that the method guarded, by the reason. target: the input embeddings as written.
-    findings: warnings about rows.
+    search: how nearest rows were found, where not by comparing all. findings: warnings about rows.
     """
     passing = [span for span in plan.source.tensors if span.name not in plan.new]
     return Report(
@@ -63,6 +64,7 @@ def make_report(
         chosen=_chosen(plan),
         sharing=_sharing(plan),
         counts=_counts(plan, guarded),
+        search=dict(search),
         vocabulary_tensors=tuple(
             RewrittenTensor(
                 new.tensor.name,

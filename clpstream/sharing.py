@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,14 @@ import numpy.typing as npt
 from clpstream.new_rows import Side
 from clpstream.plan import Plan, Sharing
 from clpstream.progress import Progress, Update
-from clpstream.transfer import Prepared, Procrustes, Rows, Selected, agreement_of
+from clpstream.transfer import (
+    Prepared,
+    Procrustes,
+    Rows,
+    SearchReport,
+    Selected,
+    agreement_of,
+)
 
 
 def settle(plan: Plan, progress: Progress) -> Plan:
@@ -49,6 +57,12 @@ def prepare(plan: Plan, progress: Progress) -> dict[Side, Prepared]:
     if plan.head is not None:
         tables["head"] = plan.head.plane(0)
     return {side: _prepared(plan, table, progress) for side, table in tables.items()}
+
+
+def searches(prepared: Mapping[Side, Prepared]) -> dict[str, SearchReport]:
+    """How the nearest anchors were found, by the helper's table, where not all were compared."""
+    found = {side: getattr(table, "search", None) for side, table in prepared.items()}
+    return {side: report for side, report in found.items() if report is not None}
 
 
 def _prepared(plan: Plan, helper: Rows, progress: Progress) -> Prepared:

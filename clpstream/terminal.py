@@ -108,6 +108,7 @@ def summary(result: Conversion, output: Path) -> str:
         *_target_tokenizer(report),
         *_tokens(report),
         *_tensors(report),
+        *_search(report),
         *_special(report),
         *_examples(report),
         *_left_behind(report),
@@ -277,6 +278,14 @@ def _left_behind(report: Report) -> list[str]:
     names = report.left_behind
     more = f", and {len(names) - _LEFT_SHOWN:,} more" if len(names) > _LEFT_SHOWN else ""
     return [f"leaves    {', '.join(names[:_LEFT_SHOWN])}{more}"] if names else []
+
+
+def _search(report: Report) -> list[str]:
+    return [
+        f"search    {found.index}: {found.candidates:,} candidates a token hold {found.recall:.1%} "
+        f"of its {found.neighbors} nearest (measured on {found.sample:,} tokens)"
+        for found in report.search.values()
+    ]
 
 
 def _special(report: Report) -> list[str]:

@@ -23,6 +23,7 @@ OPTIONS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("--weights similarity", {"weights": "similarity"}),
         ("--temperature 0.5", {"temperature": 0.5}),
         ("--no-center", {"center": False}),
+        ("--index exact", {"index": "exact"}),
     ],
     "omp": [("--atoms 5", {"atoms": 5}), ("--no-center", {"center": False})],
     "clp": [("--clip-negative", {"clip_negative": True})],

@@ -107,8 +107,8 @@ from clpstream.cli import _tune_libraries
 
 _tune_libraries()
 threading.stack_size(1 << 20)  # of the limit, stacks count in full
-some = np.ones((64, 64), np.float32)
-faiss.knn(some @ some, some, 3)  # starts the libraries' own threads
+some = np.ones((2000, 256), np.float32)
+faiss.knn(some @ some[:256], some, 3)  # the libraries start their threads and take their buffers
 status = open("/proc/self/status").read()
 limit = int(sys.argv[1])
 data = 1024 * int(status.split("VmData:")[1].split()[0])

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from clpstream.transfer import SearchReport
+
 REPORT_FILE = "clpstream.json"
 
 
@@ -145,6 +147,8 @@ class Report:
 
     helper: None if the method did not read it. sharing: None if all shared tokens were copied, and
     of a dry run, which reads no rows. chosen: None if the method was named, and of a dry run.
+    search: by the helper's table ("input", "head") how its nearest rows were found; empty if all
+    were compared.
     """
 
     versions: Mapping[str, str]
@@ -156,6 +160,7 @@ class Report:
     chosen: Chosen | None
     sharing: Sharing | None
     counts: Counts
+    search: Mapping[str, SearchReport]
     vocabulary_tensors: tuple[RewrittenTensor, ...]
     pass_through: PassThrough
     special_tokens: tuple[SpecialToken, ...]

@@ -9,6 +9,7 @@ from clpstream.transfer.align import Align
 from clpstream.transfer.clp import Clp
 from clpstream.transfer.combination import gathered
 from clpstream.transfer.gaussian import Random
+from clpstream.transfer.index import PROMISE, SearchReport
 from clpstream.transfer.knn import Knn
 from clpstream.transfer.mean import Mean
 from clpstream.transfer.method import NO_ANCHOR, Method, Prepared
@@ -35,6 +36,7 @@ METHODS: dict[str, Callable[..., Method]] = {
 __all__ = [
     "METHODS",
     "NO_ANCHOR",
+    "PROMISE",
     "Agreement",
     "Align",
     "Clp",
@@ -47,6 +49,7 @@ __all__ = [
     "Random",
     "Ridge",
     "Rows",
+    "SearchReport",
     "Selected",
     "Subword",
     "Unit",

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clpstream.memory import share
-from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, blocks, bounds
+from clpstream.memory import block_bytes, share
+from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, bounds
 
 _CACHED_BYTES = 1 << 18
 """Of sums that are made at once: few enough to stay in a processor's cache."""
@@ -18,7 +18,7 @@ _BYTES_OF_A_WEIGHT = 64
 
 
 def held_bytes() -> int:
-    """Of rows that are made at once, and of anchors' rows that are held for them."""
+    """Of rows that are made at once: for each such part of them, the anchors are read again."""
     return share(8)
 
 
@@ -73,19 +73,11 @@ class SparseWeights:
         lines = np.repeat(np.arange(stop - start), np.diff(starts))
         order = np.lexsort((place, lines))
         lines, place, values = lines[order], place[order], self._values[part][order]
-        step = max(1, held_bytes() // (4 * max(1, anchors.shape[1])))
+        step = max(1, block_bytes() // (4 * max(1, anchors.shape[1])))
         for first in range(0, len(used), step):
-            rows = _read(anchors, used[first : first + step].astype(np.int64))
             here = (place >= first) & (place < first + step)
+            rows = anchors[used[first : first + step].astype(np.int64)]
             _add_products(out, lines[here], place[here] - first, values[here], rows)
-
-
-def _read(rows: Rows, ids: Ids) -> Floats:
-    """Some rows, read in blocks: what is on disk is larger than its rows while it is read."""
-    found = np.empty((len(ids), rows.shape[1]), np.float32)
-    for block in blocks(found):
-        found[block] = rows[ids[block]]
-    return found
 
 
 def _add_products(out: Floats, lines: Ids, place: Ids, values: Floats, rows: Floats) -> None:

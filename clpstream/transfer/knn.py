@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from clpstream.errors import TransferError
-from clpstream.memory import block_bytes
-from clpstream.transfer.combination import Combined, Part, SparseWeights, compact
+from clpstream.memory import block_bytes, share
+from clpstream.transfer.combination import Combined, Part, SparseWeights, compact, held_bytes
+from clpstream.transfer.index import CHEAP, Searcher, SearchReport, index_bytes, searcher
 from clpstream.transfer.method import NO_ANCHOR, WithMean, heaviest, own_anchors
 from clpstream.transfer.rows import (
     Doubles,
@@ -23,11 +24,12 @@ from clpstream.transfer.rows import (
     check_shapes,
     mean,
 )
-from clpstream.transfer.search import Queries, nearest, query_bytes
+from clpstream.transfer.search import Queries, kept, kept_bytes, nearest, query_bytes
 from clpstream.transfer.weights import similarity, softmax, sparsemax, sparsemax_threshold
 
 WeightRule = Literal["softmax", "sparsemax", "similarity"]
 
+_OWN_INDEXES = ("exact", "auto")
 _MOST_WEIGHTS = 1 << 24
 """Of sparsemax, which gives that many where all cosines are close to 1."""
 _WIDEST = 1024
@@ -46,6 +48,14 @@ class Knn:
         search begins; it goes on until the result is exact.
         "similarity": the score over the sum of scores, as in CLP-Transfer (Ostendorff & Rehm
         2023, arXiv 2301.09626), but over the k nearest, and negative scores count as 0.
+    index:
+        "exact": all anchors are compared. "auto": so too, but where that takes more than a few
+        minutes of a processor's core: there among candidates that come from a projection, of
+        such a size that on a sample of the wanted rows 99 % of the nearest anchors are found, or
+        all anchors where none is. Another string makes an index of FAISS for the candidates
+        (https://github.com/facebookresearch/faiss/wiki/The-index-factory), such as
+        "IVF1024,Flat"; what share of the nearest anchors it finds is in `PreparedKnn.search`.
+        Sparsemax weighs all anchors, and is always exact.
     center:
         subtract the anchors' mean from all helper rows before the cosine, which removes the
         common direction that embeddings share (the first step of Mu & Viswanath 2018, arXiv
@@ -54,13 +64,15 @@ class Knn:
     A token whose helper row has no direction (it is zero, or the mean itself) gets the mean of
     all anchors. The row of a shared token is made as if its own anchor were not there, except that
     the mean that is subtracted stays that of all anchors. Raises TransferError for parameters out
-    of range, and in `prepare` if sparsemax gives more weights than fit into memory.
+    of range, and in `prepare` if sparsemax gives more weights, or `index` more bytes, than fit
+    into memory, or FAISS can't make that index.
     """
 
     neighbors: int = 10
     weights: WeightRule = "softmax"
     temperature: float = 0.1
     center: bool = True
+    index: str = "auto"
     name: ClassVar[str] = "knn"
     reads_helper: ClassVar[bool] = True
 
@@ -72,28 +84,40 @@ class Knn:
             raise TransferError(f"weights is {self.weights!r}; it can be {known}")
         if not 0 < self.temperature < float("inf"):
             raise TransferError(f"temperature is {self.temperature}; it must be above 0 and finite")
+        if type(self.index) is not str or not self.index:
+            raise TransferError(f"index is {self.index!r}; it can be exact, auto or one of FAISS's")
+        if self.weights == "sparsemax" and self.index not in _OWN_INDEXES:
+            raise TransferError(
+                f"index is {self.index!r}, but sparsemax weighs all anchors, which no index tells; "
+                "leave it out, or choose other weights"
+            )
 
     def prepare(self, anchors: Rows, wanted: Rows, own: Ids | None = None) -> PreparedKnn:
         """See `Method.prepare`."""
         check_shapes(anchors, wanted)
         own = own_anchors(own, wanted.shape[0], anchors.shape[0])
         center = mean(anchors) if self.center else None
-        units, unit_wanted = Unit(anchors, center), Unit(wanted, center)
+        units, unit_wanted = kept(Unit(anchors, center)), Unit(wanted, center)
         k = min(self.neighbors, anchors.shape[0])
-        parts, kept = [], 0
+        index = "exact" if self.weights == "sparsemax" else self.index
+        search = searcher(index, units, unit_wanted, own, k)
+        parts, total = [], 0
         lost = np.zeros(wanted.shape[0], bool)
-        for block in blocks(wanted, query_bytes()):
+        for block in blocks(wanted, query_bytes(units)):
             queries = Queries(unit_wanted, np.arange(block.start, block.stop), own[block])
             lost[block] = ~queries.rows.any(axis=1)
             alive = np.flatnonzero(~lost[block])
-            counts = np.zeros(len(queries.rows), np.int64)
-            found, indices, values = self._weigh(queries.some(alive), units, k)
+            counts = np.zeros(block.stop - block.start, np.int64)
+            if len(alive) < len(queries.rows):
+                queries = queries.some(alive)
+            found, indices, values = self._weigh(queries, units, k, search)
             counts[alive] = found
             parts.append(compact(counts, indices, values))
-            kept += len(indices)
+            total += len(indices)
             if self.weights == "sparsemax":  # how many it gives is known only now
-                _check_kept(kept)
-        return PreparedKnn(SparseWeights(parts), lost, own, anchors.shape[0])
+                _check_kept(total)
+        weights = SparseWeights(parts)
+        return PreparedKnn(weights, lost, own, anchors.shape[0], search.report)
 
     def fewest(self, d_helper: int, d_source: int) -> int:
         """See `Method.fewest`."""
@@ -104,23 +128,33 @@ class Knn:
         options = asdict(self)
         if self.weights != "softmax":
             del options["temperature"]
+        if self.weights == "sparsemax":
+            del options["index"]
         return options
 
     def working_bytes(self, anchors: int, missing: int, d_helper: int, d_source: int) -> int:
         """See `Method.working_bytes`."""
-        queries = min(4 * missing * d_helper, query_bytes())
-        found = min(4 * anchors * d_helper, block_bytes())
-        return 3 * (queries + found) + 16 * missing * self._typical_anchors + 2 * block_bytes()
+        held = min(4 * max(anchors, missing) * d_helper, kept_bytes())
+        rows = 4 * d_source * (min(anchors, missing) + missing)
+        weights = 16 * missing * self._typical_anchors
+        index = 0
+        if self.index not in _OWN_INDEXES:
+            index = min(4 * anchors * d_helper, index_bytes())
+        elif self.index == "auto" and anchors * missing * d_helper > CHEAP:
+            index = kept_bytes()
+        return index + (
+            max(held + 3 * block_bytes(), min(rows, 2 * held_bytes())) + weights + 4 * block_bytes()
+        )
 
     @property
     def _typical_anchors(self) -> int:
         return max(self.neighbors, 128) if self.weights == "sparsemax" else self.neighbors
 
-    def _weigh(self, queries: Queries, anchors: Unit, k: int) -> Part:
+    def _weigh(self, queries: Queries, anchors: Unit, k: int, search: Searcher) -> Part:
         """A part for `SparseWeights`."""
         if self.weights == "sparsemax":
             return _sparsemax(queries, anchors, k)
-        scores, ids = nearest(queries, anchors, k)
+        scores, ids = search.nearest(queries)
         if self.weights == "softmax":
             values = softmax(scores, self.temperature)
         else:
@@ -130,15 +164,21 @@ class Knn:
 
 
 class PreparedKnn:
-    """See `Prepared`."""
+    """See `Prepared`. search: how the neighbours were found; None if by comparing all anchors."""
 
     def __init__(
-        self, weights: SparseWeights, lost: npt.NDArray[np.bool_], own: Ids, anchors: int
+        self,
+        weights: SparseWeights,
+        lost: npt.NDArray[np.bool_],
+        own: Ids,
+        anchors: int,
+        search: SearchReport | None,
     ) -> None:
         self._weights = weights
         self._lost = lost
         self._own = own
         self._anchors = anchors
+        self.search = search
         self.guarded = {"no direction in the helper": np.flatnonzero(lost)}
 
     def rows(self, anchors: Rows, words: Rows | None = None) -> Rows:
@@ -172,8 +212,8 @@ def _sparsemax(queries: Queries, anchors: Unit, k: int) -> Part:
 def _sparsemax_of_all(queries: Queries, anchors: Unit) -> Part:
     """The same from the scores of all anchors, in batches that bound the memory."""
     count = anchors.shape[0]
-    step = max(1, query_bytes() // (16 * count))
-    parts, kept = [], 0
+    step = max(1, share(8) // (16 * count))
+    parts, total = [], 0
     for start in range(0, len(queries.rows), step):
         rows = queries.rows[start : start + step]
         scores = np.hstack([rows @ anchors[block].T for block in blocks(anchors)])
@@ -182,8 +222,8 @@ def _sparsemax_of_all(queries: Queries, anchors: Unit) -> Part:
         scores[shared, own[shared]] = -np.inf
         weights = np.maximum(scores - sparsemax_threshold(scores)[:, None], 0)
         parts.append(_nonzero(np.broadcast_to(np.arange(count), weights.shape), weights))
-        kept += len(parts[-1][1])
-        _check_kept(kept)
+        total += len(parts[-1][1])
+        _check_kept(total)
     counts, indices, values = (np.concatenate(part) for part in zip(*parts, strict=True))
     return counts, indices, values
 

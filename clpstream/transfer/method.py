@@ -26,7 +26,10 @@ NO_ANCHOR = -1
 
 
 class Prepared(Protocol):
-    """A method that has seen the helper. It serves every vocabulary tensor of the source."""
+    """A method that has seen the helper. It serves every vocabulary tensor of the source.
+
+    One that may not have compared all anchors has `search`, a `SearchReport` or None.
+    """
 
     @property
     def guarded(self) -> dict[str, Ids]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 
 from clpstream.memory import block_bytes, share
 from clpstream.transfer.method import NO_ANCHOR
-from clpstream.transfer.rows import Doubles, Floats, Ids, Unit, blocks
+from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, Unit, blocks
 
 _RESOLUTION = 2e-6
 """Scores of unit rows that are closer than this may come out of float32 in either order."""
@@ -14,9 +17,38 @@ _MOST_RIVALS = 1024
 """How many anchors beyond the k-th may be compared in float64 where the k-th place is unclear."""
 
 
-def query_bytes() -> int:
-    """Of the rows that are searched for at once: for each block of them, all anchors are read."""
+_CACHED_BYTES = 1 << 20
+"""Of rows that are multiplied with others: few enough to stay in a processor's cache."""
+
+
+class Kept(Unit):
+    """The rows of a Unit, read once and kept in memory."""
+
+    def __init__(self, unit: Unit) -> None:
+        self.shape = unit.shape
+        self.exact = unit.exact  # type: ignore[method-assign]
+        self._kept = np.empty(unit.shape, np.float32)
+        for block in blocks(unit):
+            self._kept[block] = unit[block]
+
+    def __getitem__(self, index: Any) -> Floats:
+        rows: Floats = self._kept[index]
+        return rows
+
+
+def kept_bytes() -> int:
+    """Of the rows that are kept while all others go past them: all anchors, or some queries."""
     return share(8)
+
+
+def kept(anchors: Unit) -> Unit:
+    """The anchors in memory, if they fit into `kept_bytes`."""
+    return Kept(anchors) if 4 * anchors.shape[0] * anchors.shape[1] <= kept_bytes() else anchors
+
+
+def query_bytes(anchors: Unit) -> int:
+    """Of the rows that are searched for at once: for each block of them, all anchors are read."""
+    return block_bytes() if isinstance(anchors, Kept) else kept_bytes()
 
 
 class Queries:
@@ -51,16 +83,24 @@ def nearest(queries: Queries, anchors: Unit, k: int) -> tuple[Doubles, Ids]:
     score of -inf.
     """
     ids = _nearest(queries, anchors, k, rivals=1)
+    return rerank(queries, anchors, ids, k)
+
+
+def rerank(queries: Queries, anchors: Unit, ids: Ids, k: int) -> tuple[Doubles, Ids]:
+    """The k of the anchors `ids` (n, r) that score highest, as `nearest` gives them.
+
+    Where an id is NO_ANCHOR, it comes last, with a score of -inf.
+    """
     scores = _cosines(queries.rows, anchors, ids)
     scores[ids == queries.own[:, None]] = -np.inf
-    order = np.lexsort((ids, -scores))
+    order = np.lexsort((ids, -scores))[:, :k]
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
 
 
 def _nearest(queries: Queries, anchors: Unit, k: int, rivals: int) -> Ids:
     """The k nearest anchors (n, k), in any order, from the k + `rivals` best or more."""
     count = min(k + rivals, anchors.shape[0])
-    scores, ids = _search(queries, anchors, count)
+    scores, ids = search(queries.rows, queries.own, anchors, count, _pieces(anchors))
     if count == k:
         return ids
     first = scores[:, k - 1]
@@ -83,9 +123,9 @@ def _cosines(queries: Floats, anchors: Unit, ids: Ids) -> Doubles:
     FAISS's sums differ in their last bits with the number of threads, and a low temperature makes
     much of that.
     """
-    scores = np.empty(ids.shape)
-    step = max(1, block_bytes() // (16 * anchors.shape[1]))
-    for block in blocks(anchors):
+    scores = np.full(ids.shape, -np.inf)
+    step = max(1, _CACHED_BYTES // (8 * anchors.shape[1]))
+    for block in _pieces(anchors):
         rows = anchors[block]
         lines, places = np.nonzero((ids >= block.start) & (ids < block.stop))
         for start in range(0, len(lines), step):
@@ -95,17 +135,24 @@ def _cosines(queries: Floats, anchors: Unit, ids: Ids) -> Doubles:
     return scores
 
 
-def _search(queries: Queries, anchors: Unit, k: int) -> tuple[Floats, Ids]:
+def search(
+    queries: Floats, own: Ids, anchors: Rows, k: int, pieces: Iterable[slice]
+) -> tuple[Floats, Ids]:
+    """For each query (n, d) the k anchors with the largest products in float32, in falling order:
+    products (n, k), that with its own being -inf, and ids (n, k).
+
+    pieces: slices that cover the anchors.
+    """
     import faiss  # here, since importing it takes longer than most commands run
 
-    own = queries.own[:, None]
+    own = own[:, None]
     wider = k + bool((own != NO_ANCHOR).any())  # so that k are left without the own one
     scores = np.empty((len(own), 0), np.float32)
     ids = np.empty((len(own), 0), np.int64)
-    for block in blocks(anchors):
+    for block in pieces:
         found = anchors[block]
         new_scores, new_ids = faiss.knn(
-            queries.rows, found, min(wider, len(found)), metric=faiss.METRIC_INNER_PRODUCT
+            queries, found, min(wider, len(found)), metric=faiss.METRIC_INNER_PRODUCT
         )
         new_scores[new_ids + block.start == own] = -np.inf
         scores = np.hstack([scores, new_scores])
@@ -114,6 +161,11 @@ def _search(queries: Queries, anchors: Unit, k: int) -> tuple[Floats, Ids]:
         scores = np.take_along_axis(scores, order, axis=1)
         ids = np.take_along_axis(ids, order, axis=1)
     return scores, ids
+
+
+def _pieces(anchors: Unit) -> Iterable[slice]:
+    """Slices that cover the anchors: one if they are in memory."""
+    return [slice(0, anchors.shape[0])] if isinstance(anchors, Kept) else blocks(anchors)
 
 
 def _order(queries: Queries, anchors: Unit, candidates: Ids) -> Ids:
