@@ -110,7 +110,8 @@ class Device:
     search: Search
 
 
-_DEVICE = ContextVar("device", default=Device(CPU, Arrays(), Search()))
+_CPU = Device(CPU, Arrays(), Search())
+_DEVICE = ContextVar("device", default=_CPU)
 
 
 def device() -> Device:
@@ -135,14 +136,14 @@ def find(name: str) -> Device:
     """
     number = gpu_number(name)
     if name == CPU or (name == AUTO and not _gpus()):
-        return Device(CPU, Arrays(), Search())
+        return _CPU
     from clpstream.gpu import open_gpu
 
     try:
         return open_gpu(number)
     except DeviceError:
         if name == AUTO:
-            return Device(CPU, Arrays(), Search())
+            return _CPU
         raise
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -45,8 +46,7 @@ class Torch:
     """PyTorch, on the device of a name that it knows."""
 
     def __init__(self, where: str) -> None:
-        import torch
-
+        torch: Any = import_module("torch")
         self.name = f"torch {torch.__version__}"
         self.out_of_memory = torch.cuda.OutOfMemoryError
         self._torch = torch
@@ -81,8 +81,7 @@ class CuPy:
     """CuPy, on the GPU of a number."""
 
     def __init__(self, number: int) -> None:
-        import cupy
-
+        cupy: Any = import_module("cupy")
         _check_number(number, cupy.cuda.runtime.getDeviceCount())
         self.name = f"CuPy {cupy.__version__}"
         self.out_of_memory = cupy.cuda.memory.OutOfMemoryError
@@ -256,8 +255,7 @@ class FaissSearch(Search):
     """By FAISS on a GPU; for more neighbours than it finds there, on the CPU."""
 
     def __init__(self, number: int) -> None:
-        import faiss
-
+        faiss: Any = import_module("faiss")
         _check_number(number, faiss.get_num_gpus())
         self.name = f"FAISS {faiss.__version__}"
         self._faiss = faiss
@@ -277,7 +275,8 @@ class FaissSearch(Search):
             index = self._indexed(rows) if k <= _MOST_OF_FAISS else None
         if index is None:
             return super().best(queries, rows, k)
-        return _first(*index.search(np.ascontiguousarray(queries), k), k)
+        scores, places = index.search(np.ascontiguousarray(queries), k)
+        return _first(scores, places, k)
 
     def _indexed(self, rows: Any) -> Any:
         """An index of the rows; None if the GPU's memory is too small."""
@@ -288,6 +287,9 @@ class FaissSearch(Search):
         except RuntimeError:  # which it raises where memory can't be had
             return None
         return index
+
+
+Found = TypeVar("Found", GpuArrays, FaissSearch)
 
 
 def open_gpu(number: int) -> Device:
@@ -309,9 +311,6 @@ def open_gpu(number: int) -> Device:
         f"cuda:{number}: no library can use this GPU ({'; '.join(why)}); install torch or CuPy for "
         "its version of CUDA, choose another number, or the device cpu"
     )
-
-
-Found = TypeVar("Found", GpuArrays, FaissSearch)
 
 
 def _tried(name: str, make: Callable[[], Found], why: list[str]) -> Found | None:
