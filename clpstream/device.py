@@ -57,8 +57,8 @@ class Arrays:
         return found
 
     def held(self, rows: Any) -> Any:
-        """Rows (n, d) that are sent once, and stay there as long as the object `rows` exists: it
-        must not change. `rows` itself, if there is no room for them."""
+        """A matrix (n, d), or rows that are read block by block: sent once, and there as long as
+        the object `rows` exists, which must not change. `rows` itself, if there is no room."""
         return rows
 
     def zeros(self, shape: tuple[int, ...]) -> Any:
@@ -78,6 +78,11 @@ class Arrays:
         """left @ right; each a numpy array, or there."""
         product: npt.NDArray[Any] = left @ right
         return product
+
+    def eigh(self, matrix: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Eigenvalues (n,), rising, and eigenvectors (n, n) of a symmetric matrix."""
+        values, vectors = np.linalg.eigh(matrix)
+        return values, vectors
 
     def sum(self, shape: tuple[int, int]) -> Sum:
         """A sum of products that is kept there."""

@@ -6,6 +6,7 @@ import contextlib
 import weakref
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from math import prod
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -36,6 +37,8 @@ class Library(Protocol):
     def largest(self, scores: Any, k: int) -> tuple[Any, Any]:
         """The k largest of each line, in falling order, and their places."""
         ...
+
+    def eigh(self, matrix: Any) -> tuple[Any, Any]: ...
 
     def free(self) -> int:
         """Bytes of the GPU's memory."""
@@ -73,6 +76,10 @@ class Torch:
         values, places = self._torch.topk(scores, k, dim=1)
         return values, places
 
+    def eigh(self, matrix: Any) -> tuple[Any, Any]:
+        values, vectors = self._torch.linalg.eigh(matrix)
+        return values, vectors
+
     def free(self) -> int:
         return int(self._torch.cuda.mem_get_info(self._where)[0])
 
@@ -103,6 +110,10 @@ class CuPy:
         # its argpartition sorts everything too
         places = self._cupy.argsort(-scores, axis=1)[:, :k]
         return self._cupy.take_along_axis(scores, places, axis=1), places
+
+    def eigh(self, matrix: Any) -> tuple[Any, Any]:
+        values, vectors = self._cupy.linalg.eigh(matrix)
+        return values, vectors
 
     def free(self) -> int:
         return int(self._device.mem_info[0])
@@ -199,6 +210,12 @@ class GpuArrays(Arrays):
         with self.enough_memory():
             return self.library.fetched(self._there(left) @ self._there(right))
 
+    def eigh(self, matrix: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """See `Arrays.eigh`."""
+        with self.enough_memory():
+            values, vectors = self.library.eigh(self.library.sent(matrix))
+            return self.library.fetched(values), self.library.fetched(vectors)
+
     def sum(self, shape: tuple[int, int]) -> Sum:
         """See `Arrays.sum`."""
         return GpuSum(self, shape)
@@ -227,12 +244,13 @@ class GpuArrays(Arrays):
 
     def _copy(self, rows: Any) -> Any:
         """Rows as a matrix there; None if they take more than half of what is free."""
-        count, width = rows.shape
-        if 4 * count * width > self.library.free() // 2:
+        dtype = rows.dtype if isinstance(rows, np.ndarray) else np.dtype(np.float32)
+        if dtype.itemsize * prod(rows.shape) > self.library.free() // 2:
             return None
-        matrix = self.zeros((count, width))
-        for block in _blocks(rows):
-            matrix[block] = self.sent(rows[block])
+        with self.enough_memory():
+            matrix = self.library.zeros(rows.shape, dtype.name)
+            for block in _blocks(rows):
+                matrix[block] = self.library.sent(rows[block])
         return matrix
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from clpstream.device import device
 from clpstream.errors import TransferError
 from clpstream.memory import block_bytes
 from clpstream.transfer.fitted import PreparedMap, fit_bytes
@@ -205,7 +206,8 @@ def _cosines(left: Rows, right: Rows) -> Floats:
     for ours in blocks(left):
         rows = _unit(left[ours], center)
         for theirs in blocks(right):
-            scores[ours, theirs] = rows @ _unit(right[theirs], other_center).T
+            others = _unit(right[theirs], other_center)
+            scores[ours, theirs] = device().arrays.product(rows, others.T)
     return scores
 
 
