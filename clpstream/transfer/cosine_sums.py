@@ -59,7 +59,7 @@ class PositiveSums:
         sums = np.zeros((stop - start, self.shape[1]), np.float32)
         arrays = device().arrays
         for block in blocks(_wider(self._units, self._anchors)):
-            units, rows = arrays.sent(self._units[block]), arrays.sent(self._anchors[block])
+            units, rows = arrays.sent(self._units[block]), arrays.sent(_read(self._anchors, block))
             step = max(1, block_bytes() // (4 * units.shape[0]))
             for first in range(0, len(queries), step):
                 some = slice(first, first + step)
@@ -84,8 +84,13 @@ def _projection(units: Unit, anchors: Rows) -> Floats:
     """Ĥ_Aᵀ E_A, (d_helper, d_source): products of blocks in float32, their sum in float64."""
     total = device().arrays.sum((units.shape[1], anchors.shape[1]))
     for block in blocks(_wider(units, anchors)):
-        total.add(units[block], anchors[block])
+        total.add(units[block], _read(anchors, block))
     return total.total().astype(np.float32)
+
+
+def _read(anchors: Rows, block: slice) -> Floats:
+    """Some rows in float32: on a GPU, both sides of a product must be."""
+    return anchors[block].astype(np.float32, copy=False)
 
 
 def _wider(units: Rows, anchors: Rows) -> Rows:
