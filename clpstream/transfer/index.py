@@ -188,6 +188,7 @@ class _Built:
         import faiss
 
         count, width = anchors.shape
+        self._effort = 1
         self._space = faiss.ParameterSpace()
         try:
             self._index = faiss.index_factory(width, text, faiss.METRIC_INNER_PRODUCT)
@@ -205,7 +206,12 @@ class _Built:
 
     def candidates(self, queries: Queries, count: int) -> Ids:
         """See `Index`."""
-        found: Ids = self._index.search(queries.rows, count + 1)[1]
+        # what FAISS keeps for each query: lists or nodes to go through, and what it found there
+        step = max(1, block_bytes() // (16 * (self._effort + count)))
+        found = np.empty((len(queries.rows), count + 1), np.int64)
+        for start in range(0, len(found), step):
+            part = queries.rows[start : start + step]
+            found[start : start + step] = self._index.search(part, count + 1)[1]
         own = (found == queries.own[:, None]) & (found >= 0)
         # the own one goes to the end, and so does one too many
         order = np.argsort(own | (found < 0), axis=1, kind="stable")[:, :count]
@@ -217,6 +223,7 @@ class _Built:
         for effort in _EFFORTS if names else (1,):
             for name in names:
                 value = min(effort, self._lists) if name == "nprobe" else 16 * effort
+                self._effort = max(self._effort, value)
                 self._space.set_index_parameter(self._index, name, value)
             yield
             if names == ["nprobe"] and effort >= self._lists:
