@@ -84,6 +84,11 @@ class Arrays:
         values, vectors = np.linalg.eigh(matrix)
         return values, vectors
 
+    def inverse(self, matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """That of a matrix (n, n)."""
+        inverse: npt.NDArray[Any] = np.linalg.inv(matrix)
+        return inverse
+
     def sum(self, shape: tuple[int, int]) -> Sum:
         """A sum of products that is kept there."""
         return Sum(shape)

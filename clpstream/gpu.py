@@ -27,6 +27,7 @@ class Library(Protocol):
 
     name: str
     out_of_memory: type[Exception]
+    linalg: Any
 
     def sent(self, array: npt.NDArray[Any]) -> Any: ...
 
@@ -37,8 +38,6 @@ class Library(Protocol):
     def largest(self, scores: Any, k: int) -> tuple[Any, Any]:
         """The k largest of each line, in falling order, and their places."""
         ...
-
-    def eigh(self, matrix: Any) -> tuple[Any, Any]: ...
 
     def free(self) -> int:
         """Bytes of the GPU's memory."""
@@ -52,6 +51,7 @@ class Torch:
         torch: Any = import_module("torch")
         self.name = f"torch {torch.__version__}"
         self.out_of_memory = torch.cuda.OutOfMemoryError
+        self.linalg = torch.linalg
         self._torch = torch
         self._where = torch.device(where)
 
@@ -76,10 +76,6 @@ class Torch:
         values, places = self._torch.topk(scores, k, dim=1)
         return values, places
 
-    def eigh(self, matrix: Any) -> tuple[Any, Any]:
-        values, vectors = self._torch.linalg.eigh(matrix)
-        return values, vectors
-
     def free(self) -> int:
         return int(self._torch.cuda.mem_get_info(self._where)[0])
 
@@ -92,6 +88,7 @@ class CuPy:
         _check_number(number, cupy.cuda.runtime.getDeviceCount())
         self.name = f"CuPy {cupy.__version__}"
         self.out_of_memory = cupy.cuda.memory.OutOfMemoryError
+        self.linalg = cupy.linalg
         self._cupy = cupy
         self._device = cupy.cuda.Device(number)
         self._device.use()
@@ -110,10 +107,6 @@ class CuPy:
         # its argpartition sorts everything too
         places = self._cupy.argsort(-scores, axis=1)[:, :k]
         return self._cupy.take_along_axis(scores, places, axis=1), places
-
-    def eigh(self, matrix: Any) -> tuple[Any, Any]:
-        values, vectors = self._cupy.linalg.eigh(matrix)
-        return values, vectors
 
     def free(self) -> int:
         return int(self._device.mem_info[0])
@@ -213,8 +206,13 @@ class GpuArrays(Arrays):
     def eigh(self, matrix: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """See `Arrays.eigh`."""
         with self.enough_memory():
-            values, vectors = self.library.eigh(self.library.sent(matrix))
+            values, vectors = self.library.linalg.eigh(self.library.sent(matrix))
             return self.library.fetched(values), self.library.fetched(vectors)
+
+    def inverse(self, matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """See `Arrays.inverse`."""
+        with self.enough_memory():
+            return self.library.fetched(self.library.linalg.inv(self.library.sent(matrix)))
 
     def sum(self, shape: tuple[int, int]) -> Sum:
         """See `Arrays.sum`."""

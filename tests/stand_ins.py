@@ -98,7 +98,8 @@ class FakeCuPy:
             np.take_along_axis(there.array, places.array, axis)
         )
         module.linalg = types.SimpleNamespace(
-            eigh=lambda there: tuple(map(There, np.linalg.eigh(there.array)))
+            eigh=lambda there: tuple(map(There, np.linalg.eigh(there.array))),
+            inv=lambda there: There(np.linalg.inv(there.array)),
         )
         module.cuda = types.SimpleNamespace(
             runtime=types.SimpleNamespace(getDeviceCount=lambda: gpus),

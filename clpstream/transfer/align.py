@@ -19,6 +19,7 @@ from clpstream.transfer.linear import (
     LinearMap,
     Pairs,
     column_blocks,
+    exactly,
     gram,
     pairs_of,
     rotation,
@@ -158,10 +159,12 @@ def _add_regression(slopes: Floats, part: np.float32, pairs: Pairs, squares: Flo
     penalised = squares.astype(np.float64)
     subtract_mean(penalised, pairs.x, pairs.count)
     penalised[np.diag_indices_from(penalised)] += _PENALTY * pairs.x_squares / len(squares)
-    inverse = np.linalg.inv(penalised)
+    arrays = device().arrays
+    inverse = arrays.inverse(penalised)
     inverse *= part * pairs.frames.y.scale / pairs.frames.x.scale
+    there = arrays.sent(inverse)
     for columns in column_blocks(slopes):
-        slopes[:, columns] += inverse @ pairs.products[:, columns]
+        slopes[:, columns] += arrays.product(there, exactly(pairs.products[:, columns]))
 
 
 def _pool(widest: int) -> int:

@@ -216,8 +216,10 @@ def factors(products: Matrix) -> Factors:
     values, vectors = _singular(products if wide else products.T)
     across = products if wide else products.T
     others = np.empty((across.shape[1], len(values)), np.float32)
+    arrays = device().arrays
+    there = arrays.sent(vectors)
     for columns in column_blocks(across):
-        others[columns] = across[:, columns].T @ vectors / values
+        others[columns] = arrays.product(exactly(across[:, columns].T), there) / values
     narrow = vectors.astype(np.float32)
     return Factors(narrow, values, others) if wide else Factors(others, values, narrow)
 
@@ -233,11 +235,13 @@ def polar(products: Matrix) -> Floats:
     across = products if wide else products.T
     values, vectors = _singular(across)
     vectors /= np.sqrt(values)
+    arrays = device().arrays
+    vectors = arrays.sent(vectors)
     root = vectors @ vectors.T
     del vectors
     turned = np.empty(across.shape, np.float32)
     for columns in column_blocks(across):
-        turned[:, columns] = root @ across[:, columns]
+        turned[:, columns] = arrays.product(root, exactly(across[:, columns]))
     return turned if wide else turned.T
 
 
@@ -256,11 +260,11 @@ def _singular(products: Matrix) -> tuple[Doubles, Doubles]:
 
 def _outer_squares(products: Matrix) -> Doubles:
     """P Pᵀ in float64."""
-    squares = np.zeros((len(products), len(products)))
+    squares = device().arrays.sum((len(products), len(products)))
     for columns in column_blocks(products):
-        exact = products[:, columns].astype(np.float64)
-        squares += exact @ exact.T
-    return squares
+        across = exactly(products[:, columns]).T
+        squares.add(across, across)
+    return squares.total()
 
 
 def rotation(pairs: Pairs) -> LinearMap:
@@ -318,6 +322,11 @@ class Scaled:
         rows = less(self._rows[index], self._center)
         rows /= self._scale
         return rows
+
+
+def exactly(matrix: Matrix) -> Doubles:
+    """In float64, as it is multiplied with others of float64: a GPU does not convert it."""
+    return matrix.astype(np.float64, copy=False)
 
 
 def column_blocks(matrix: Matrix) -> Iterator[slice]:
