@@ -44,8 +44,11 @@ class Sum:
 class Arrays:
     """numpy. A GPU has a subclass, for which matrices that are "there" are its own.
 
-    `+`, `-`, `*`, `/`, `@`, `swapaxes` and slices are the same for both.
+    `-`, `*`, `/`, `@`, `>`, `.T`, `swapaxes` and slices are the same for both.
     """
+
+    full: tuple[type[Exception], ...] = ()
+    """What is raised where there is too little memory."""
 
     def sent(self, array: npt.NDArray[Any]) -> Any:
         """An array there."""
@@ -131,10 +134,15 @@ def device() -> Device:
 
 @contextlib.contextmanager
 def on_device(found: Device) -> Iterator[None]:
-    """Within this context, it is used."""
+    """Within this context, it is used. Raises DeviceError where its memory is too small."""
     token = _DEVICE.set(found)
     try:
         yield
+    except found.arrays.full:
+        raise DeviceError(
+            f"{found.name}: too little memory; end what else uses it, or take another GPU (cuda:N) "
+            "or the CPU (cpu)"
+        ) from None
     finally:
         _DEVICE.reset(token)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -136,15 +135,13 @@ class GpuSum(Sum):
 
     def __init__(self, arrays: GpuArrays, shape: tuple[int, int]) -> None:
         self._arrays = arrays
-        with arrays.enough_memory():
-            self._there = arrays.library.zeros(shape, "float64")
+        self._there = arrays.library.zeros(shape, "float64")
 
     def add(self, left: npt.NDArray[Any], right: npt.NDArray[Any]) -> None:
         """See `Sum.add`."""
-        with self._arrays.enough_memory():
-            ours = self._arrays.sent(left)
-            theirs = ours if right is left else self._arrays.sent(right)
-            self._there += ours.T @ theirs
+        ours = self._arrays.sent(left)
+        theirs = ours if right is left else self._arrays.sent(right)
+        self._there += ours.T @ theirs
 
     def total(self) -> npt.NDArray[np.float64]:
         """See `Sum.total`."""
@@ -152,27 +149,16 @@ class GpuSum(Sum):
 
 
 class GpuArrays(Arrays):
-    """See `Arrays`. Raises DeviceError where the GPU's memory is too small."""
+    """See `Arrays`."""
 
     def __init__(self, library: Library) -> None:
         self.library = library
+        self.full = (library.out_of_memory,)
         self._held = _Kept(self._copy)
-
-    @contextlib.contextmanager
-    def enough_memory(self) -> Iterator[None]:
-        """Says in one line that there is not."""
-        try:
-            yield
-        except self.library.out_of_memory:
-            raise DeviceError(
-                f"the GPU has too little memory left ({self.library.free() >> 20:,} MiB); end what "
-                "else uses it, take another one (cuda:N), or the CPU (cpu)"
-            ) from None
 
     def sent(self, array: npt.NDArray[Any]) -> Any:
         """See `Arrays.sent`."""
-        with self.enough_memory():
-            return self.library.sent(array)
+        return self.library.sent(array)
 
     def fetched(self, matrix: Any) -> npt.NDArray[Any]:
         """See `Arrays.fetched`."""
@@ -184,35 +170,29 @@ class GpuArrays(Arrays):
 
     def zeros(self, shape: tuple[int, ...]) -> Any:
         """See `Arrays.zeros`."""
-        with self.enough_memory():
-            return self.library.zeros(shape, "float32")
+        return self.library.zeros(shape, "float32")
 
     def taken(self, matrix: Any, ids: Ids) -> Any:
         """See `Arrays.taken`."""
-        with self.enough_memory():
-            return matrix[self.library.sent(ids)]
+        return matrix[self.library.sent(ids)]
 
     def norms(self, matrix: Any) -> Floats:
         """See `Arrays.norms`."""
-        with self.enough_memory():
-            norms: Floats = np.sqrt(self.library.fetched((matrix * matrix).sum(1)))
+        norms: Floats = np.sqrt(self.library.fetched((matrix * matrix).sum(1)))
         return norms
 
     def product(self, left: Any, right: Any) -> npt.NDArray[Any]:
         """See `Arrays.product`."""
-        with self.enough_memory():
-            return self.library.fetched(self._there(left) @ self._there(right))
+        return self.library.fetched(self._there(left) @ self._there(right))
 
     def eigh(self, matrix: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """See `Arrays.eigh`."""
-        with self.enough_memory():
-            values, vectors = self.library.linalg.eigh(self.library.sent(matrix))
-            return self.library.fetched(values), self.library.fetched(vectors)
+        values, vectors = self.library.linalg.eigh(self.library.sent(matrix))
+        return self.library.fetched(values), self.library.fetched(vectors)
 
     def inverse(self, matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """See `Arrays.inverse`."""
-        with self.enough_memory():
-            return self.library.fetched(self.library.linalg.inv(self.library.sent(matrix)))
+        return self.library.fetched(self.library.linalg.inv(self.library.sent(matrix)))
 
     def sum(self, shape: tuple[int, int]) -> Sum:
         """See `Arrays.sum`."""
@@ -223,18 +203,17 @@ class GpuArrays(Arrays):
     ) -> tuple[Floats, Ids]:
         """The k largest products of each query (n, d) with rows (m, d), or the largest without
         their signs: in falling order, with their places. Both are numpy arrays, or there."""
-        with self.enough_memory():
-            queries, rows = self._there(queries), self._there(rows)
-            room = min(_SCORES, self.library.free() // 4)
-            step = max(k, room // (4 * max(1, queries.shape[0])))
-            scores, places = [], []
-            for start in range(0, rows.shape[0], step):
-                part = queries @ rows[start : start + step].T
-                best, found = self.library.largest(
-                    abs(part) if magnitude else part, min(k, part.shape[1])
-                )
-                scores.append(self.library.fetched(best))
-                places.append(self.library.fetched(found) + start)
+        queries, rows = self._there(queries), self._there(rows)
+        room = min(_SCORES, self.library.free() // 4)
+        step = max(k, room // (4 * max(1, queries.shape[0])))
+        scores, places = [], []
+        for start in range(0, rows.shape[0], step):
+            part = queries @ rows[start : start + step].T
+            best, found = self.library.largest(
+                abs(part) if magnitude else part, min(k, part.shape[1])
+            )
+            scores.append(self.library.fetched(best))
+            places.append(self.library.fetched(found) + start)
         return _first(np.hstack(scores), np.hstack(places), k)
 
     def _there(self, matrix: Any) -> Any:
@@ -245,10 +224,9 @@ class GpuArrays(Arrays):
         dtype = rows.dtype if isinstance(rows, np.ndarray) else np.dtype(np.float32)
         if dtype.itemsize * prod(rows.shape) > self.library.free() // 2:
             return None
-        with self.enough_memory():
-            matrix = self.library.zeros(rows.shape, dtype.name)
-            for block in _blocks(rows):
-                matrix[block] = self.library.sent(rows[block])
+        matrix = self.library.zeros(rows.shape, dtype.name)
+        for block in _blocks(rows):
+            matrix[block] = self.library.sent(rows[block])
         return matrix
 
 
@@ -291,7 +269,10 @@ class FaissSearch(Search):
             index = self._indexed(rows) if k <= _MOST_OF_FAISS else None
         if index is None:
             return super().best(queries, rows, k)
-        scores, places = index.search(np.ascontiguousarray(queries), k)
+        try:
+            scores, places = index.search(np.ascontiguousarray(queries), k)
+        except RuntimeError as error:
+            raise DeviceError(f"{self.name} can't search on the GPU: {_reason(error)}") from None
         return _first(scores, places, k)
 
     def _indexed(self, rows: Any) -> Any:
@@ -335,9 +316,14 @@ def _tried(name: str, make: Callable[[], Found], why: list[str]) -> Found | None
         found = make()
         _check_precision(found)
     except Exception as error:  # whatever a library that does not fit the driver may raise
-        why.append(f"{name}: {str(error).strip().partition(chr(10))[0] or type(error).__name__}")
+        why.append(f"{name}: {_reason(error)}")
         return None
     return found
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a library says."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _check_precision(found: GpuArrays | FaissSearch) -> None:
