@@ -115,19 +115,17 @@ class _Kept:
     """What is made of objects once, and kept as long as they exist."""
 
     def __init__(self, make: Callable[[Any], Any]) -> None:
-        """make: None if there is no room."""
+        """make: gives None if there is no room, and is not asked again."""
         self._make = make
         self._made: dict[int, Any] = {}
 
     def of(self, rows: Any) -> Any:
         """What is made of rows, or the rows themselves."""
         if id(rows) not in self._made:
-            made = self._make(rows)
-            if made is None:
-                return rows
-            self._made[id(rows)] = made
+            self._made[id(rows)] = self._make(rows)
             weakref.finalize(rows, self._made.pop, id(rows), None).atexit = False
-        return self._made[id(rows)]
+        made = self._made[id(rows)]
+        return rows if made is None else made
 
 
 class GpuSum(Sum):
