@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from clpstream.conversion import convert as convert
     from clpstream.errors import CheckpointError as CheckpointError
     from clpstream.errors import ClpstreamError as ClpstreamError
+    from clpstream.errors import DeviceError as DeviceError
     from clpstream.errors import OutputError as OutputError
     from clpstream.errors import ScoringError as ScoringError
     from clpstream.errors import TransferError as TransferError
@@ -67,7 +68,8 @@ _HOMES = {
     ),
     "conversion": "Conversion convert",
     "errors": (
-        "CheckpointError ClpstreamError OutputError ScoringError TransferError VocabularyError"
+        "CheckpointError ClpstreamError DeviceError OutputError ScoringError TransferError "
+        "VocabularyError"
     ),
     "evaluation": "Evaluation evaluate",
     "inspection": "Inspection inspect",

@@ -117,6 +117,34 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
         return size
 
 
+class _Device(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """The name of a device: auto, cpu, cuda, cuda:1."""
+
+    name = "device"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """See click.ParamType."""
+        from clpstream.device import gpu_number
+        from clpstream.errors import DeviceError
+
+        try:
+            gpu_number(value)
+        except DeviceError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+
+def _device_option(default: str, text: str) -> Callable[[Command], Command]:
+    return _option(
+        "--device",
+        type=_Device(),
+        metavar="auto|cpu|cuda[:N]",
+        default=default,
+        show_default=True,
+        help=text,
+    )
+
+
 def _conversion_options(command: Command) -> Command:
     """The options that `convert` and `demo` share."""
     options = [
@@ -345,6 +373,12 @@ def cli() -> None:
     "with K, M or G (512M). With less, it takes longer. By default, 512M; and what a method's "
     "matrices need, if that is more.",
 )
+@_device_option(
+    "cpu",
+    "Where large products are made. cuda: on a GPU, by what is installed for it of FAISS, torch "
+    "and CuPy; auto: on one if there is one that can be used. The rows are the same but for "
+    "rounding.",
+)
 @_option(
     "--overwrite",
     is_flag=True,
@@ -379,6 +413,7 @@ def convert(
         pass_through=options["pass_through"],
         link_mode=options["link_mode"],
         max_memory=options["max_memory"],
+        device=options["device"],
         overwrite=options["overwrite"],
         dry_run=options["dry_run"],
         progress=_progress(options["quiet"]),
@@ -469,6 +504,7 @@ def inspect(model: str, as_json: bool) -> None:
     multiple=True,
     help="SOURCE's input embeddings, if their name is not known.",
 )
+@_device_option("cpu", "Where large products are made, as in convert.")
 @_option("--quiet", "-q", is_flag=True, help="Print the result and errors only.")
 @_option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(source: str, helper: str, **options: Any) -> None:
@@ -491,6 +527,7 @@ def evaluate(source: str, helper: str, **options: Any) -> None:
         repeats=options["repeats"],
         seed=options["seed"],
         vocab_tensors=options["vocab_tensors"],
+        device=options["device"],
         progress=_progress(options["quiet"]),
     )
     _print(json.dumps(found.to_json(), indent=2) if options["as_json"] else table(found))
@@ -549,13 +586,7 @@ def evaluate(source: str, helper: str, **options: Any) -> None:
     show_default=True,
     help="Of the weights and the computation; auto: the checkpoint's. The loss is in float32.",
 )
-@_option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where it is computed; auto: on a GPU if there is one.",
-)
+@_device_option("auto", "Where it is computed. cuda: on a GPU; auto: on one if there is one.")
 @_option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def score(model: str, model2: str | None, **options: Any) -> None:
     """Say how many bits a byte of text costs MODEL, and MODEL2, and how sure the difference is.

@@ -19,6 +19,7 @@ import numpy as np
 from clpstream import memory
 from clpstream.checkpoint import Checkpoint, TensorSpan, read_ahead
 from clpstream.choosing import with_method
+from clpstream.device import CPU, find, on_device
 from clpstream.errors import NotFiniteError, OutputError, TransferError
 from clpstream.findings import guard_warnings, row_warnings, search_warnings
 from clpstream.hub import cache_entry, local_directory
@@ -90,6 +91,7 @@ def convert(
     pass_through: Collection[str] = (),
     link_mode: LinkMode = "auto",
     max_memory: int | None = None,
+    device: str = CPU,
     overwrite: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -119,6 +121,9 @@ def convert(
     an error. "hardlink": the source's own file under a second name.
     max_memory: bytes that the run may take above the interpreter and its libraries. Without it,
     blocks are sized for 512 MiB, and a method takes more for its matrices where it must.
+    device: where large products are made: "cpu"; "cuda" or "cuda:N", a GPU that torch, CuPy or a
+    build of FAISS for GPUs can use; "auto", such a GPU if there is one. What it makes is the same
+    but for rounding.
     dry_run: find out what would happen, and write nothing (but to the Hub's cache).
 
     Raises a ClpstreamError that says what is wrong and what to do; nothing is left behind then.
@@ -127,6 +132,7 @@ def convert(
     output = Path(os.path.normpath(output))  # 'new/../x' would leave 'new' behind
     progress = progress or Progress()
     check_place(output, [], overwrite)  # before anything is fetched
+    found = find(device)
     plan = make_plan(
         local_directory(source, "source", progress),
         local_directory(helper, "helper" if reads_helper(method) else "tokenizer", progress),
@@ -146,7 +152,7 @@ def convert(
     check_place(output, [cache_entry(directory) for directory in plan.inputs], overwrite)
     free = free_bytes(output)
     limit = max_memory or memory.DEFAULT
-    with limited_to(max(memory.LEAST, limit - taken)):
+    with limited_to(max(memory.LEAST, limit - taken)), on_device(found):
         needed = taken + plan.working_bytes
         if max_memory is not None:
             _check_memory(plan, needed, max_memory)

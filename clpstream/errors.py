@@ -32,5 +32,9 @@ class ScoringError(ClpstreamError):
     """A model or a text that can't be scored, or torch and transformers that are not there."""
 
 
+class DeviceError(ClpstreamError):
+    """A GPU that is not there, that no library can use, or that has too little memory."""
+
+
 class OutputError(ClpstreamError):
     """A target directory that can't be written."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from clpstream.checkpoint import input_embeddings, input_embeddings_names, open_checkpoint
 from clpstream.checks import check_helper, check_source
+from clpstream.device import CPU, find, on_device
 from clpstream.errors import TransferError
 from clpstream.hub import local_directory, model_name
 from clpstream.memory import peak_memory
@@ -62,7 +63,8 @@ class Evaluation:
     anchors: tokens that both models have. hidden: of these, in each repeat. candidates: source rows
     among which a hidden anchor's row is looked for. missing: tokens that a conversion makes rows
     for. chance: the mean reciprocal rank of rows that tell nothing. methods: the one with the
-    largest mean reciprocal rank first. seconds, peak_memory (bytes, resident): of the whole run.
+    largest mean reciprocal rank first. device: "cpu", or the GPU that was used, and by what.
+    seconds, peak_memory (bytes, resident): of the whole run.
     """
 
     source: str
@@ -76,6 +78,7 @@ class Evaluation:
     missing: int
     chance: float
     methods: tuple[Evaluated, ...]
+    device: str
     warnings: tuple[str, ...]
     seconds: float
     peak_memory: int
@@ -99,6 +102,7 @@ def evaluate(
     repeats: int = 3,
     seed: int = 0,
     vocab_tensors: Collection[str] = (),
+    device: str = CPU,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Hide a tenth of the shared tokens from each method, and see how well it makes their rows.
@@ -110,7 +114,7 @@ def evaluate(
     source, helper: directories or ids on the Hub, as for `convert`; of both, only the shard with
     the input embeddings is fetched, unless vocab_tensors are given.
     methods: names or objects; all that there are if none is given.
-    match, vocab_tensors: as for `convert`. seed: of the choice of tokens.
+    match, vocab_tensors, device: as for `convert`. seed: of the choice of tokens.
 
     Raises a ClpstreamError that says what is wrong: TransferError for arguments out of range, too
     few shared tokens, and rows with NaN or Inf.
@@ -119,7 +123,7 @@ def evaluate(
     rules = [_method(method) for method in methods or EVALUATED]
     _check_count("repeats", repeats, 1, _MOST_REPEATS)
     _check_count("seed", seed, 0, (1 << 64) - 1)
-    progress = progress or Progress()
+    progress, found_device = progress or Progress(), find(device)
     # a tensor that the user names can be in any shard
     big = local_directory(source, "source" if vocab_tensors else "helper", progress)
     small = local_directory(helper, "helper", progress)
@@ -127,7 +131,11 @@ def evaluate(
     figures: list[list[Figures]] = [[] for _ in rules]
     known, hidden, candidates = 0, 0, 0
     total = repeats * len(rules)
-    with progress.task("hidden tokens", total, "trials") as update, np.errstate(all="ignore"):
+    with (
+        progress.task("hidden tokens", total, "trials") as update,
+        np.errstate(all="ignore"),
+        on_device(found_device),
+    ):
         for repeat in range(repeats):
             drawn = draw(spaces, seed, repeat)
             known, hidden = len(drawn.known), len(drawn.hidden)
@@ -150,6 +158,7 @@ def evaluate(
         missing=len(spaces.missing),
         chance=chance(candidates),
         methods=tuple(sorted(evaluated, key=lambda one: -one.mrr.mean)),
+        device=found_device.name,
         warnings=(*warnings, *_short(rules, spaces, known)),
         seconds=time.monotonic() - begin,
         peak_memory=peak_memory(),

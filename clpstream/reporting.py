@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from clpstream.checkpoint import Checkpoint, fingerprint
+from clpstream.device import device
 from clpstream.hub import cache_entry, model_name
 from clpstream.new_rows import finite_words
 from clpstream.origins import NO_ROW
@@ -52,6 +53,7 @@ def make_report(
     passing = [span for span in plan.source.tensors if span.name not in plan.new]
     return Report(
         versions=versions(),
+        device=device().name,
         options=plan.options,
         source=_input(plan.source, plan.source_vocabulary),
         helper=None if plan.helper is None else _input(plan.helper, plan.helper_vocabulary),

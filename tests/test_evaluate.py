@@ -327,7 +327,7 @@ def test_json_is_the_library(pair: tuple[Path, Path]) -> None:
     assert found == expected
     assert list(found) == [
         *("source", "helper", "match", "seed", "repeats", "anchors", "hidden", "candidates"),
-        *("missing", "chance", "methods", "warnings", "best"),
+        *("missing", "chance", "methods", "device", "warnings", "best"),
     ]
     assert found["best"] == "knn"
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stand_ins import FakeCuPy
 from truths import helper_and_source, relative_error
 
 from clpstream import Omp, TransferError
+from clpstream.device import find, on_device
 from clpstream.memory import limited_to
 from clpstream.transfer import NO_ANCHOR, pursuit
 from clpstream.transfer.gram import GRAM_ERROR, Gram, gram_bytes
@@ -17,11 +21,16 @@ from clpstream.transfer.pursuit import Room, pursue
 from clpstream.transfer.rows import Unit
 
 
-@pytest.fixture(autouse=True, params=["products", "gram"])
+@pytest.fixture(autouse=True, params=["products", "gram", "gpu"])
 def way(request, monkeypatch):
-    """All tests without a Gram matrix, which so few anchors don't get, and with one."""
+    """All tests without a Gram matrix, which so few anchors don't get, with one, and on a GPU (a
+    stand-in)."""
     monkeypatch.setattr(pursuit, "_LARGE", 0 if request.param == "gram" else 1 << 62)
-    return request.param
+    with contextlib.ExitStack() as stack:
+        if request.param == "gpu":
+            FakeCuPy(monkeypatch)
+            stack.enter_context(on_device(find("cuda")))
+        yield request.param
 
 
 def reference(anchors, missing, atoms, center, own=None):

@@ -18,7 +18,7 @@ import clpstream
 from clpstream.cli import cli
 from clpstream.demo import HELPER, SOURCE
 from clpstream.errors import ClpstreamError, ScoringError
-from clpstream.scoring import language_model, token_bits
+from clpstream.scoring import language_model, scores, token_bits
 
 _WHY = "needs the score extra: pip install 'clpstream[score]'"
 torch = pytest.importorskip("torch", reason=_WHY)
@@ -377,7 +377,6 @@ def test_a_damaged_model_is_one_line(tmp_path, damage, message):
         ({"context": 10, "stride": 10}, "from 1 to 9"),
         ({"stride": 0}, "from 1 to 255"),
         ({"dtype": "float8"}, "float8"),
-        ({"device": "abacus"}, "abacus"),
     ],
 )
 def test_settings_that_make_no_sense(options, message):
@@ -385,8 +384,17 @@ def test_settings_that_make_no_sense(options, message):
         clpstream.score(HELPER, TEXTS, **options)
 
 
-def test_without_a_gpu_it_says_so(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ScoringError, match="no GPU"):
-        clpstream.score(HELPER, TEXTS, device="cuda")
+@pytest.mark.parametrize(
+    ("device", "gpus", "message"),
+    [("cuda", 0, "no GPU"), ("cuda:2", 2, "2 GPUs"), ("abacus", 0, "abacus.*auto, cpu, cuda")],
+)
+def test_a_device_that_is_not_there(device, gpus, message, monkeypatch):
+    monkeypatch.setattr(scores, "_forget_peak", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(ClpstreamError, match=message):
+        clpstream.score(HELPER, TEXTS, device=device)
+
+
+def test_without_a_gpu_auto_is_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert clpstream.score(HELPER, TEXTS[:1]).device == "cpu"

@@ -145,13 +145,15 @@ class Example:
 class Report:
     """Everything that clpstream.json holds. The same inputs and options give the same report.
 
-    helper: None if the method did not read it. sharing: None if all shared tokens were copied, and
-    of a dry run, which reads no rows. chosen: None if the method was named, and of a dry run.
+    device: "cpu", or the GPU that was used, and by what. helper: None if the method did not read
+    it. sharing: None if all shared tokens were copied, and of a dry run, which reads no rows.
+    chosen: None if the method was named, and of a dry run.
     search: by the helper's table ("input", "head") how its nearest rows were found; empty if all
     were compared.
     """
 
     versions: Mapping[str, str]
+    device: str
     options: Mapping[str, Any]
     source: Input
     helper: Input | None

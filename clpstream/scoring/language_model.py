@@ -13,12 +13,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from clpstream.device import AUTO, CPU, gpu_number
 from clpstream.errors import ScoringError
 from clpstream.inputs import read_json
 from clpstream.scoring.libraries import import_torch, import_transformers, reason
 
 Dtype = Literal["auto", "float32", "bfloat16"]
-Device = Literal["auto", "cpu", "cuda"]
 
 _LOGITS_BYTES = 128 << 20
 """Of the logits that exist at one time, in float32."""
@@ -88,7 +88,7 @@ class LanguageModel:
         return found
 
 
-def load(directory: Path, dtype: Dtype, device: Device) -> LanguageModel:
+def load(directory: Path, dtype: Dtype, device: str) -> LanguageModel:
     """Load a causal language model; its memory is free again when nobody holds it any more.
 
     Its weights are in the checkpoint's dtype ("auto") or the one given. Code in the checkpoint is
@@ -96,13 +96,13 @@ def load(directory: Path, dtype: Dtype, device: Device) -> LanguageModel:
     no causal language model.
     """
     torch = import_torch()
-    for value, choices in ((dtype, get_args(Dtype)), (device, get_args(Device))):
-        if value not in choices:
-            raise ScoringError(f"{value!r} is none of {', '.join(choices)}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ScoringError("torch sees no GPU; use the device cpu")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype not in get_args(Dtype):
+        raise ScoringError(f"{dtype!r} is none of {', '.join(get_args(Dtype))}")
+    number, gpus = gpu_number(device), torch.cuda.device_count()
+    if device == AUTO:
+        device = "cuda" if gpus else CPU
+    elif device != CPU and number >= gpus:
+        raise ScoringError(f"torch sees {gpus or 'no'} GPUs; use the device cpu")
     model = _load(directory, dtype).to(device).eval()
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     positions = positions if isinstance(positions, int) and positions > 0 else None

@@ -13,7 +13,7 @@ from clpstream.hub import local_directory
 from clpstream.inputs import read_json_if_there
 from clpstream.output.report import REPORT_FILE
 from clpstream.progress import Progress
-from clpstream.scoring.language_model import Device, Dtype, LanguageModel, load
+from clpstream.scoring.language_model import Dtype, LanguageModel, load
 from clpstream.scoring.libraries import import_torch, import_transformers, quiet
 from clpstream.scoring.tokens import Encoder
 from clpstream.vocabulary import Vocabulary
@@ -28,7 +28,7 @@ def sample_documents(
     seed: int = 0,
     *,
     dtype: Dtype = "auto",
-    device: Device = "auto",
+    device: str = "auto",
     progress: Progress | None = None,
 ) -> list[str]:
     """Documents of about `tokens` tokens together, drawn from a causal language model.

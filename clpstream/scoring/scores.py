@@ -20,7 +20,7 @@ from clpstream.memory import peak_memory
 from clpstream.progress import Progress
 from clpstream.scoring.documents import BLOCK_BYTES, block_edges, cut
 from clpstream.scoring.intervals import FEW_BLOCKS, Interval, interval
-from clpstream.scoring.language_model import Device, Dtype, load
+from clpstream.scoring.language_model import Dtype, load
 from clpstream.scoring.libraries import import_torch, import_transformers, quiet
 from clpstream.scoring.token_bits import token_bits
 from clpstream.scoring.tokens import Encoder, Tokens
@@ -97,7 +97,7 @@ def score(
     context: int | None = None,
     stride: int | None = None,
     dtype: Dtype = "auto",
-    device: Device = "auto",
+    device: str = "auto",
     progress: Progress | None = None,
 ) -> Score:
     """How many bits a byte of some texts costs a causal language model.
@@ -109,7 +109,7 @@ def score(
     1024. stride: by how many tokens windows advance in longer documents, half the context by
     default: then every token is predicted from half a context or more, but for the first ones.
     dtype: of weights and computation; "auto" is the checkpoint's. The loss is in float32.
-    device: "auto" is a GPU if torch sees one.
+    device: "cpu"; "cuda" or "cuda:N", a GPU; "auto", a GPU if torch sees one.
 
     Raises a ClpstreamError that says what is wrong and what to do.
     """
@@ -254,7 +254,10 @@ def _saying_what_is_full() -> Iterator[None]:
 
 
 def _peak(device: str) -> int:
-    return int(import_torch().cuda.max_memory_allocated()) if device == "cuda" else peak_memory()
+    cuda = import_torch().cuda
+    if device != "cuda":
+        return peak_memory()
+    return max(int(cuda.max_memory_allocated(gpu)) for gpu in range(cuda.device_count()))
 
 
 def _forget_peak() -> None:
@@ -262,8 +265,8 @@ def _forget_peak() -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     cuda = import_torch().cuda
-    if cuda.is_available():
-        cuda.reset_peak_memory_stats()
+    for gpu in range(cuda.device_count()):
+        cuda.reset_peak_memory_stats(gpu)
 
 
 def _release() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from clpstream.device import device
 from clpstream.memory import block_bytes
 from clpstream.transfer.linear import Factors, Scaled, factors, pairs_of, polar_bytes
 from clpstream.transfer.rows import Doubles, Floats, Rows
@@ -95,7 +96,9 @@ def _left_out(found: Factors, x: Floats, y: Floats) -> tuple[Doubles, Doubles]:
     """Of a block of pairs: cosines with the own row, and with that of half a block before."""
     values = found.values / found.values[0]  # the scale of a pair follows, below
     unit = found.values[0]
-    a, b = x @ found.left, y @ found.right
+    arrays = device().arrays
+    a = arrays.product(x, arrays.held(found.left))
+    b = arrays.product(y, arrays.held(found.right))
     decays, weights = _inverse_sums(values)
     change = b * (((a * a) @ decays * weights) @ decays.T)
     change -= a * (((a * b) @ decays * weights) @ decays.T)

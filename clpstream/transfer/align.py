@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from clpstream.device import device
 from clpstream.errors import TransferError
 from clpstream.memory import block_bytes
 from clpstream.transfer.fitted import PreparedMap, fit_bytes
@@ -18,6 +19,7 @@ from clpstream.transfer.linear import (
     LinearMap,
     Pairs,
     column_blocks,
+    exactly,
     gram,
     pairs_of,
     rotation,
@@ -157,10 +159,12 @@ def _add_regression(slopes: Floats, part: np.float32, pairs: Pairs, squares: Flo
     penalised = squares.astype(np.float64)
     subtract_mean(penalised, pairs.x, pairs.count)
     penalised[np.diag_indices_from(penalised)] += _PENALTY * pairs.x_squares / len(squares)
-    inverse = np.linalg.inv(penalised)
+    arrays = device().arrays
+    inverse = arrays.inverse(penalised)
     inverse *= part * pairs.frames.y.scale / pairs.frames.x.scale
+    there = arrays.sent(inverse)
     for columns in column_blocks(slopes):
-        slopes[:, columns] += inverse @ pairs.products[:, columns]
+        slopes[:, columns] += arrays.product(there, exactly(pairs.products[:, columns]))
 
 
 def _pool(widest: int) -> int:
@@ -205,7 +209,8 @@ def _cosines(left: Rows, right: Rows) -> Floats:
     for ours in blocks(left):
         rows = _unit(left[ours], center)
         for theirs in blocks(right):
-            scores[ours, theirs] = rows @ _unit(right[theirs], other_center).T
+            others = _unit(right[theirs], other_center)
+            scores[ours, theirs] = device().arrays.product(rows, others.T)
     return scores
 
 

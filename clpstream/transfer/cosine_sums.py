@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from clpstream.device import device
 from clpstream.memory import block_bytes
 from clpstream.transfer.method import NO_ANCHOR
 from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, Unit, blocks, bounds
@@ -30,7 +31,8 @@ class ClosedSums:
 
     def __getitem__(self, index: slice) -> Floats:
         rows = self._wanted[index]
-        sums: Floats = rows @ self._projection
+        arrays = device().arrays
+        sums: Floats = arrays.product(rows, arrays.held(self._projection))
         own = self._own[index]
         shared, cosines = own_cosines(rows, self._units, own)
         if len(shared):
@@ -55,16 +57,17 @@ class PositiveSums:
         start, stop = bounds(index, self.shape[0])
         queries, own = self._wanted[start:stop], self._own[start:stop]
         sums = np.zeros((stop - start, self.shape[1]), np.float32)
+        arrays = device().arrays
         for block in blocks(_wider(self._units, self._anchors)):
-            units, rows = self._units[block], self._anchors[block]
-            step = max(1, block_bytes() // (4 * len(units)))
+            units, rows = arrays.sent(self._units[block]), arrays.sent(_read(self._anchors, block))
+            step = max(1, block_bytes() // (4 * units.shape[0]))
             for first in range(0, len(queries), step):
                 some = slice(first, first + step)
-                cosines = queries[some] @ units.T
-                np.maximum(cosines, 0, out=cosines)
+                cosines = arrays.sent(queries[some]) @ units.T
+                cosines *= cosines > 0
                 here = np.flatnonzero((own[some] >= block.start) & (own[some] < block.stop))
-                cosines[here, own[some][here] - block.start] = 0
-                sums[some] += cosines @ rows
+                cosines[arrays.sent(here), arrays.sent(own[some][here] - block.start)] = 0
+                sums[some] += arrays.fetched(cosines @ rows)
         return sums
 
 
@@ -79,10 +82,15 @@ def own_cosines(rows: Floats, units: Unit, own: Ids) -> tuple[Ids, Doubles]:
 
 def _projection(units: Unit, anchors: Rows) -> Floats:
     """Ĥ_Aᵀ E_A, (d_helper, d_source): products of blocks in float32, their sum in float64."""
-    total = np.zeros((units.shape[1], anchors.shape[1]))
+    total = device().arrays.sum((units.shape[1], anchors.shape[1]))
     for block in blocks(_wider(units, anchors)):
-        total += units[block].T @ anchors[block]
-    return total.astype(np.float32)
+        total.add(units[block], _read(anchors, block))
+    return total.total().astype(np.float32)
+
+
+def _read(anchors: Rows, block: slice) -> Floats:
+    """Some rows in float32: on a GPU, both sides of a product must be."""
+    return anchors[block].astype(np.float32, copy=False)
 
 
 def _wider(units: Rows, anchors: Rows) -> Rows:

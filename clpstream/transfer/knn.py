@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from clpstream.device import device
 from clpstream.errors import TransferError
 from clpstream.memory import block_bytes, share
 from clpstream.transfer.combination import Combined, Part, SparseWeights, compact, held_bytes
@@ -211,12 +212,14 @@ def _sparsemax(queries: Queries, anchors: Unit, k: int) -> Part:
 
 def _sparsemax_of_all(queries: Queries, anchors: Unit) -> Part:
     """The same from the scores of all anchors, in batches that bound the memory."""
-    count = anchors.shape[0]
+    count, arrays = anchors.shape[0], device().arrays
     step = max(1, share(8) // (16 * count))
     parts, total = [], 0
     for start in range(0, len(queries.rows), step):
         rows = queries.rows[start : start + step]
-        scores = np.hstack([rows @ anchors[block].T for block in blocks(anchors)])
+        there = arrays.held(anchors)
+        products = [arrays.product(rows, there[block].T) for block in blocks(anchors)]
+        scores = np.hstack(products)
         own = queries.own[start : start + step]
         shared = np.flatnonzero(own != NO_ANCHOR)
         scores[shared, own[shared]] = -np.inf

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clpstream.device import device
 from clpstream.errors import TransferError
 from clpstream.memory import block_bytes
 from clpstream.transfer.rows import Doubles, Floats, Rows, blocks, bounds, less
@@ -133,12 +134,12 @@ def pairs_of(
     """
     frames = frames or Frames(Frame.of(x), Frame.of(y))
     x, y = Framed(x, frames.x), Framed(y, frames.y)
-    total = np.zeros((x.shape[1], y.shape[1]))
+    products = device().arrays.sum((x.shape[1], y.shape[1]))
     x_mean, y_mean, x_squares, y_squares = np.zeros(x.shape[1]), np.zeros(y.shape[1]), 0.0, 0.0
     count = x.shape[0]
     for block in blocks(x if x.shape[1] >= y.shape[1] else y):
         ours, theirs = x[block], y[block]
-        total += ours.T @ theirs
+        products.add(ours, theirs)
         x_mean += ours.sum(axis=0, dtype=np.float64) / count
         y_mean += theirs.sum(axis=0, dtype=np.float64) / count
         x_squares += float(_squares(ours).sum(dtype=np.float64))
@@ -146,6 +147,7 @@ def pairs_of(
     for mean, model in ((x_mean, "helper"), (y_mean, "source")):
         if not np.isfinite(mean).all():
             raise TransferError(f"an anchor's row in the {model} has NaN or Inf; repair the rows")
+    total = products.total()
     _add_outer(total, -count * x_mean, y_mean)
     return Pairs(
         frames,
@@ -161,12 +163,13 @@ def pairs_of(
 def gram(framed: Rows, dtype: npt.DTypeLike = np.float32) -> tuple[Doubles, Doubles]:
     """XᵀX (d, d) of rows in a frame, and their mean (d,): products of blocks in `dtype`, sums in
     float64."""
-    total, mean = np.zeros((framed.shape[1], framed.shape[1])), np.zeros(framed.shape[1])
+    total = device().arrays.sum((framed.shape[1], framed.shape[1]))
+    mean = np.zeros(framed.shape[1])
     for block in blocks(framed):
         rows = framed[block].astype(dtype, copy=False)
-        total += rows.T @ rows
+        total.add(rows, rows)
         mean += rows.sum(axis=0, dtype=np.float64) / framed.shape[0]
-    return total, mean
+    return total.total(), mean
 
 
 def subtract_mean(squares: Doubles, mean: Doubles, count: int) -> None:
@@ -190,7 +193,8 @@ class LinearMap:
 
     def turned(self, rows: Floats) -> Floats:
         """The same, less y_mean."""
-        turned: Floats = less(rows, self.x_mean) @ self.slopes
+        arrays = device().arrays
+        turned: Floats = arrays.product(less(rows, self.x_mean), arrays.held(self.slopes))
         return turned
 
 
@@ -212,8 +216,10 @@ def factors(products: Matrix) -> Factors:
     values, vectors = _singular(products if wide else products.T)
     across = products if wide else products.T
     others = np.empty((across.shape[1], len(values)), np.float32)
+    arrays = device().arrays
+    there = arrays.sent(vectors)
     for columns in column_blocks(across):
-        others[columns] = across[:, columns].T @ vectors / values
+        others[columns] = arrays.product(exactly(across[:, columns].T), there) / values
     narrow = vectors.astype(np.float32)
     return Factors(narrow, values, others) if wide else Factors(others, values, narrow)
 
@@ -229,11 +235,13 @@ def polar(products: Matrix) -> Floats:
     across = products if wide else products.T
     values, vectors = _singular(across)
     vectors /= np.sqrt(values)
+    arrays = device().arrays
+    vectors = arrays.sent(vectors)
     root = vectors @ vectors.T
     del vectors
     turned = np.empty(across.shape, np.float32)
     for columns in column_blocks(across):
-        turned[:, columns] = root @ across[:, columns]
+        turned[:, columns] = arrays.product(root, exactly(across[:, columns]))
     return turned if wide else turned.T
 
 
@@ -244,7 +252,7 @@ def polar_bytes(d_helper: int, d_source: int) -> int:
 
 def _singular(products: Matrix) -> tuple[Doubles, Doubles]:
     """Singular values (r,) of a matrix that is no taller than wide, and the vectors U (d, r)."""
-    squares, vectors = np.linalg.eigh(_outer_squares(products))
+    squares, vectors = device().arrays.eigh(_outer_squares(products))
     values = np.sqrt(np.maximum(squares[::-1], 0))
     kept = values > _RESOLUTION * values[0]
     return values[kept], vectors[:, ::-1][:, kept]
@@ -252,11 +260,11 @@ def _singular(products: Matrix) -> tuple[Doubles, Doubles]:
 
 def _outer_squares(products: Matrix) -> Doubles:
     """P Pᵀ in float64."""
-    squares = np.zeros((len(products), len(products)))
+    squares = device().arrays.sum((len(products), len(products)))
     for columns in column_blocks(products):
-        exact = products[:, columns].astype(np.float64)
-        squares += exact @ exact.T
-    return squares
+        across = exactly(products[:, columns]).T
+        squares.add(across, across)
+    return squares.total()
 
 
 def rotation(pairs: Pairs) -> LinearMap:
@@ -314,6 +322,11 @@ class Scaled:
         rows = less(self._rows[index], self._center)
         rows /= self._scale
         return rows
+
+
+def exactly(matrix: Matrix) -> Doubles:
+    """In float64, as it is multiplied with others of float64: a GPU does not convert it."""
+    return matrix.astype(np.float64, copy=False)
 
 
 def column_blocks(matrix: Matrix) -> Iterator[slice]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from clpstream.device import Arrays, device
 from clpstream.memory import block_bytes, share
 from clpstream.transfer.gram import GRAM_ERROR, Gram, gram_bytes, gram_limit
 from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, Unit, blocks
+
+if TYPE_CHECKING:
+    from clpstream.gpu import GpuArrays
 
 _LARGEST_BATCH = 1024
 
@@ -44,12 +49,15 @@ class Anchors:
 
     units: float32, in memory if there is room. exact: the same in float64 on demand. gram: their
     products, if there is room and they are worth it. at_once: how many rows are pursued without.
+    gpu: where units are, if they are not in numpy: there, products of whole batches cost less than
+    a Gram matrix.
     """
 
-    units: Rows
+    units: Any
     exact: Unit
     gram: Gram | None
     at_once: int
+    gpu: GpuArrays | None = None
 
 
 @dataclass(frozen=True)
@@ -81,13 +89,21 @@ class Room:
 
     def kept(self, exact: Unit, most: int) -> Anchors:
         """The anchors with what is kept of them, for pursuits of `most` steps."""
-        units: Rows = exact
+        row = 4 * most * max(1, exact.shape[1])  # of a basis
+        arrays = device().arrays
+        units: Any = arrays.held(exact)
+        if units is not exact:
+            from clpstream.gpu import GpuArrays
+
+            assert isinstance(arrays, GpuArrays)
+            fitting = arrays.library.free() // (4 * row)
+            return Anchors(units, exact, None, min(_LARGEST_BATCH, max(1, fitting)), arrays)
         if self.units:
             units = np.empty(exact.shape, np.float32)
             for block in blocks(exact):
                 units[block] = exact[block]
         gram = Gram(units, whole=self.whole) if self.gram else None
-        fitting = self.bases_bytes() // (4 * most * max(1, exact.shape[1]))
+        fitting = self.bases_bytes() // row
         return Anchors(units, exact, gram, min(_LARGEST_BATCH, max(1, fitting)))
 
 
@@ -209,17 +225,22 @@ def _searched(rows: Floats, own: Ids, anchors: Anchors, ids: Ids, known: Ids) ->
     What is left of a row is kept orthogonal to a growing orthonormal basis of the chosen rows (Gram
     & Schmidt).
     """
+    arrays = anchors.gpu or Arrays()
     most = ids.shape[1]
     counts = known.copy()
-    bases = np.zeros((len(rows), most, rows.shape[1]), np.float32)
-    left = rows.copy()
+    bases = arrays.zeros((len(rows), most, rows.shape[1]))
+    left = arrays.sent(rows.copy())
     live = rows.any(axis=1)
     for step in range(most):
-        norms = np.linalg.norm(left, axis=1)
+        norms = arrays.norms(left)
         live &= (norms > _NOTHING) | (known > step)
         here = np.flatnonzero(live & (known <= step))
-        directions = left[here] / norms[here, None]
-        ids[here, step], cosines, rivals = _closest(directions, own[here], anchors.units)
+        directions = arrays.taken(left, here) / arrays.sent(norms[here, None])
+        if anchors.gpu is None:
+            ids[here, step], cosines, rivals = _closest(directions, own[here], anchors.units)
+        else:
+            found = _closest_on(anchors.gpu, directions, own[here], anchors.units)
+            ids[here, step], cosines, rivals = found
         for place, some in rivals.items():
             line = here[place]
             ids[line, step] = _decided(rows[line], ids[line, :step], some, anchors.exact)
@@ -227,34 +248,33 @@ def _searched(rows: Floats, own: Ids, anchors: Anchors, ids: Ids, known: Ids) ->
         if not live.any():
             break
         counts[live] = np.maximum(counts[live], step + 1)
-        _extend(bases, step, anchors.units[ids[:, step]], left, live)
+        _extend(arrays, bases, step, arrays.taken(anchors.units, ids[:, step]), left, live)
     ids[np.arange(most) >= counts[:, None]] = 0
     return ids, counts
 
 
 def _extend(
-    bases: Floats, step: int, chosen: Floats, left: Floats, live: npt.NDArray[np.bool_]
+    arrays: Arrays, bases: Any, step: int, chosen: Any, left: Any, live: npt.NDArray[np.bool_]
 ) -> None:
     """Put the chosen rows into the bases of live rows, and take them out of what is left."""
     if step:
         _take_out(bases[:, :step], left)  # again: rounding brings some of them back
         _take_out(bases[:, :step], chosen)
-        weak = np.flatnonzero(live & (np.linalg.norm(chosen, axis=1) < _WEAK))
+        weak = np.flatnonzero(live & (arrays.norms(chosen) < _WEAK))
         if len(weak):
-            again = chosen[weak]
-            _take_out(bases[weak, :step], again)
-            chosen[weak] = again
-    norms = np.linalg.norm(chosen, axis=1)
-    chosen[~live] = 0
-    chosen /= np.where(live, norms, 1)[:, None]
+            again = arrays.taken(chosen, weak)
+            _take_out(arrays.taken(bases[:, :step], weak), again)
+            chosen[arrays.sent(weak)] = again
+    norms = np.where(live, arrays.norms(chosen), np.float32(np.inf))
+    chosen /= arrays.sent(norms[:, None])
     bases[:, step] = chosen
-    left -= np.einsum("nd,nd->n", chosen, left)[:, None] * chosen
+    _take_out(bases[:, step : step + 1], left)
 
 
-def _take_out(bases: Floats, rows: Floats) -> None:
+def _take_out(bases: Any, rows: Any) -> None:
     """Subtract from each row (n, d) its projection on its basis (n, k, d), in place."""
-    parts = np.matmul(bases, rows[:, :, None])
-    rows -= np.matmul(parts.swapaxes(1, 2), bases)[:, 0]
+    parts = bases @ rows[:, :, None]
+    rows -= (parts.swapaxes(1, 2) @ bases)[:, 0]
 
 
 def _closest(directions: Floats, own: Ids, units: Rows) -> tuple[Ids, Floats, dict[int, Ids]]:
@@ -280,6 +300,30 @@ def _closest(directions: Floats, own: Ids, units: Rows) -> tuple[Ids, Floats, di
     least = first[unclear] - _RESOLUTION
     rivals = _rivals(directions[unclear], own[unclear], units, least)
     return ids, first, dict(zip(unclear.tolist(), rivals, strict=True))
+
+
+def _closest_on(
+    gpu: GpuArrays, directions: Any, own: Ids, units: Any
+) -> tuple[Ids, Floats, dict[int, Ids]]:
+    """The same on a GPU, where directions and units are."""
+    count = units.shape[0]
+
+    def largest(directions: Any, own: Ids, k: int) -> tuple[Floats, Ids]:
+        cosines, ids = gpu.largest(directions, units, min(k, count), magnitude=True)
+        cosines[ids == own[:, None]] = -1
+        order = np.argsort(-cosines, axis=1, kind="stable")
+        return np.take_along_axis(cosines, order, axis=1), np.take_along_axis(ids, order, axis=1)
+
+    cosines, ids = largest(directions, own, 3)  # one may be the own one
+    first = cosines[:, 0]
+    second = cosines[:, 1] if count > 1 else np.full_like(first, -1)
+    unclear = np.flatnonzero((first - second < _RESOLUTION) & (first > _NOTHING))
+    if not len(unclear):
+        return ids[:, 0], first, {}
+    cosines, rivals = largest(gpu.taken(directions, unclear), own[unclear], _MOST_RIVALS)
+    near = cosines >= first[unclear, None] - _RESOLUTION
+    found = [np.sort(some[here]) for some, here in zip(rivals, near, strict=True)]
+    return ids[:, 0], first, dict(zip(unclear.tolist(), found, strict=True))
 
 
 def _cosines(directions: Floats, own: Ids, units: Rows, block: slice) -> Floats:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from clpstream.device import device
 from clpstream.errors import TransferError
 from clpstream.memory import block_bytes
 from clpstream.transfer.linear import (
@@ -104,7 +105,7 @@ class PreparedRidge:
         self._lost = directionless(Unit(wanted, center))
         self.guarded = {"no direction in the helper": np.flatnonzero(self._lost)}
         self._unit = max(0.0, float(squares.trace())) / len(squares) or 1.0
-        values, self._vectors = np.linalg.eigh(squares)
+        values, self._vectors = device().arrays.eigh(squares)
         self._values = np.maximum(values, 0)
 
     def rows(self, anchors: Rows, words: Rows | None = None) -> Rows:
@@ -113,15 +114,17 @@ class PreparedRidge:
         frames = Frames(self._frame, Frame.of(anchors))
         pairs = pairs_of(self._rows, anchors, frames, np.float64)
         products, powers = pairs.products, np.zeros(len(pairs.products))
+        arrays = device().arrays
+        vectors = arrays.held(self._vectors)
         for columns in column_blocks(products):
-            turned = self._vectors.T @ products[:, columns]
+            turned = arrays.product(vectors.T, products[:, columns])
             powers += np.square(turned).sum(axis=1)  # of each eigenvector in Y
             products[:, columns] = turned
         penalty = self._penalty or self._best_penalty(powers, pairs.y_squares)
-        weights = self._vectors * (self._shrinkage(penalty) * pairs.frames.y.scale)
+        weights = arrays.sent(self._vectors * (self._shrinkage(penalty) * pairs.frames.y.scale))
         slopes = np.empty(products.shape, np.float32)
         for columns in column_blocks(products):
-            slopes[:, columns] = weights @ products[:, columns]
+            slopes[:, columns] = arrays.product(weights, products[:, columns])
         return _Mapped(self, penalty, slopes, pairs.y_mean, anchors)
 
     def nearest(self, rows: Sequence[int], top: int) -> list[tuple[Ids, Doubles]]:
@@ -156,11 +159,13 @@ class PreparedRidge:
         found = self._anchors[own[shared]]
         found[lost[shared]] = 0
         # in float64, since 1 - h may be small
-        turned = found.astype(np.float64) @ self._vectors
+        arrays = device().arrays
+        vectors = arrays.held(self._vectors)
+        turned = arrays.product(found.astype(np.float64), vectors)
         if np.array_equal(found, inputs[shared]):
             turned_inputs = turned
         else:
-            turned_inputs = inputs[shared].astype(np.float64) @ self._vectors
+            turned_inputs = arrays.product(inputs[shared].astype(np.float64), vectors)
         shrunk = turned * self._shrinkage(penalty)
         even = 1 / self._anchors.shape[0]
         own_weight = even + np.einsum("ij,ij->i", turned, shrunk)
@@ -218,7 +223,8 @@ class _Mapped:
 
     def _made(self, part: slice) -> Floats:
         inputs, extra = self._prepared.inputs(part, self._penalty)
-        rows: Floats = inputs @ self._slopes
+        arrays = device().arrays
+        rows: Floats = arrays.product(inputs, arrays.held(self._slopes))
         rows += self._center.astype(np.float32)
         own = self._prepared.own(part)
         shared = np.flatnonzero(own != NO_ANCHOR)

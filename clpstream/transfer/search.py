@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from clpstream.device import device
 from clpstream.memory import block_bytes, share
 from clpstream.transfer.method import NO_ANCHOR
 from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, Unit, blocks
@@ -143,17 +144,16 @@ def search(
 
     pieces: slices that cover the anchors.
     """
-    import faiss  # here, since importing it takes longer than most commands run
-
     own = own[:, None]
     wider = k + bool((own != NO_ANCHOR).any())  # so that k are left without the own one
     scores = np.empty((len(own), 0), np.float32)
     ids = np.empty((len(own), 0), np.int64)
-    for block in pieces:
-        found = anchors[block]
-        new_scores, new_ids = faiss.knn(
-            queries, found, min(wider, len(found)), metric=faiss.METRIC_INNER_PRODUCT
-        )
+    index = device().search.index(anchors, wider)
+    whole = index is not anchors
+    for block in [slice(0, anchors.shape[0])] if whole else pieces:
+        found = index if whole else anchors[block]
+        best = min(wider, block.stop - block.start)
+        new_scores, new_ids = device().search.best(queries, found, best)
         new_scores[new_ids + block.start == own] = -np.inf
         scores = np.hstack([scores, new_scores])
         ids = np.hstack([ids, new_ids + block.start])
