@@ -155,12 +155,11 @@ class _Handler(BaseHTTPRequestHandler):
             if path.startswith(f"{name}/")
         )
         data = (self.hub.models[name].commits[commit] / file).read_bytes()
-        if self.command == "GET":
-            self.hub.fetched.append((name, file))
         headers = {"ETag": f'"{_git_id(data)}"', "X-Repo-Commit": commit}
         part = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if self.command == "GET":
+            self.hub.fetched.append((name, f"{file} {part[0]}" if part else file))
         if part and self.command == "GET":
-            self.hub.fetched[-1] = (name, f"{file} {part[0]}")
             return self._send(206, data[int(part[1]) : int(part[2]) + 1], headers)
         return self._send(200, data, headers, stall=file in self.hub.stalled)
 
