@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 NEIGHBORS, TEMPERATURE, QUERIES = 10, 0.1, 4096
 
@@ -21,8 +21,8 @@ def main() -> None:
     args = parse_args()
     model = AutoModelForCausalLM.from_pretrained(args.source, dtype=args.dtype)
     helper = AutoModelForCausalLM.from_pretrained(args.helper, dtype="auto")
-    ours = AutoTokenizer.from_pretrained(args.source).get_vocab()
-    tokenizer = AutoTokenizer.from_pretrained(args.helper)
+    ours = PreTrainedTokenizerFast.from_pretrained(args.source).get_vocab()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(args.helper)
     theirs = tokenizer.get_vocab()
     shared = [piece for piece in theirs if piece in ours]
     missing = [theirs[piece] for piece in theirs if piece not in ours]
