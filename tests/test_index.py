@@ -143,6 +143,9 @@ def test_an_index_is_the_same_each_time(rows):
         ("IVF4096,Flat", "4,096 lists for 3,000 anchors; choose less"),
         ("Flat", "Flat.* takes 3 MB or more.*allow more memory"),
         ("", "index is ''"),
+        ("IVF0,Flat", "size of zero in 'F0'"),
+        ("HNSW0", "size of zero in 'W0'"),
+        ("OPQ16,IVF64,PQ16", "training OPQ takes more memory than can be bounded"),
     ],
 )
 def test_an_index_that_can_not_be(rows, name, says):

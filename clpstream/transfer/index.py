@@ -50,6 +50,10 @@ _LEARNT_FROM = 8192
 _PASSES = 3
 _RERANKED, _NORMALISED = 20.0, 10.0
 """What a number costs that is read, converted and multiplied, in numbers of a matrix product."""
+_GREEDY = re.compile(r"OPQ|ITQ|LSQ|RQ")
+"""Parts of an index for whose training FAISS takes a large multiple of the rows it is given."""
+_NOTHING = re.compile(r"[A-Za-z]0(?!\d)")
+"""A size of zero, which FAISS does not check everywhere before it divides by it."""
 _PROBED = 1000
 """Anchors that are added to see how large an index is going to be."""
 
@@ -188,6 +192,7 @@ class _Built:
         import faiss
 
         count, width = anchors.shape
+        _check_text(text)
         self._effort = 1
         self._space = faiss.ParameterSpace()
         try:
@@ -276,6 +281,16 @@ class _Built:
         each = (len(faiss.serialize_index(self._index)) - empty) / len(some)
         self._index.reset()
         _check_fits(text, int(empty + each * anchors.shape[0]))
+
+
+def _check_text(text: str) -> None:
+    if greedy := _GREEDY.search(text):
+        raise TransferError(
+            f"index {text!r}: training {greedy[0]} takes more memory than can be bounded; choose "
+            "an index without it, such as 'IVF1024,PQ64', or 'auto'"
+        )
+    if nothing := _NOTHING.search(text):
+        raise TransferError(f"index {text!r} has a size of zero in {nothing[0]!r}; choose more")
 
 
 def _check_fits(text: str, needed: int) -> None:
