@@ -39,7 +39,7 @@ class Kept(Unit):
 
 def kept_bytes() -> int:
     """Of the rows that are kept while all others go past them: all anchors, or some queries."""
-    return share(8)
+    return share(10)
 
 
 def kept(anchors: Unit) -> Unit:
