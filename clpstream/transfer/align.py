@@ -88,7 +88,7 @@ class Align:
     def working_bytes(self, anchors: int, missing: int, d_helper: int, d_source: int) -> int:
         """See `Method.working_bytes`."""
         pool = _pool(max(d_helper, d_source))
-        kept = 12 * d_helper**2 + 8 * d_helper * d_source + 4 * pool * (d_helper + d_source)
+        kept = 12 * d_helper**2 + 8 * d_helper * d_source
         finding = 4 * pool * (pool + d_source) + 3 * block_bytes()
         return kept + max(fit_bytes(d_helper, d_source), finding) + 32 * anchors + missing
 
@@ -113,9 +113,9 @@ class _SelfLearning:
             return fitted
         pool = _pool(max(self._x.shape[1], anchors.shape[1]))
         wanted, frequent = _first(self._wanted, pool), _first(words, pool)
-        if not (len(wanted) and len(frequent)):
+        if not (wanted.shape[0] and frequent.shape[0]):
             return fitted
-        if not np.isfinite(frequent).all():
+        if not all(np.isfinite(frequent[block]).all() for block in blocks(frequent)):
             raise TransferError("a frequent token's row in the source has NaN or Inf; repair it")
         for _ in range(self._method.rounds):
             ours, theirs = mutual(_turned(fitted, wanted), frequent)
@@ -172,12 +172,10 @@ def _pool(widest: int) -> int:
     return min(POOL, max(1, _POOL_BYTES // (4 * widest)))
 
 
-def _first(rows: Rows, count: int) -> Floats:
-    """The first `count` rows, in memory."""
-    found = np.empty((min(count, rows.shape[0]), rows.shape[1]), np.float32)
-    for block in blocks(found):
-        found[block] = rows[block]
-    return found
+def _first(rows: Rows, count: int) -> Rows:
+    """The first `count` rows. They are read whenever they are needed: held, they would lie beside
+    the eigenvectors of each fit."""
+    return Selected(rows, np.arange(min(count, rows.shape[0])))
 
 
 def _turned(fitted: LinearMap, rows: Rows) -> Floats:
@@ -203,13 +201,14 @@ def mutual(left: Rows, right: Rows) -> tuple[Ids, Ids]:
 
 
 def _cosines(left: Rows, right: Rows) -> Floats:
-    """Of all rows on the left (n, d) with all on the right (m, d), less their means: (n, m)."""
+    """Of all rows on the left (n, d) with all on the right (m, d), less their means: (n, m). The
+    right ones are read once, the left ones for each block of them."""
     center, other_center = mean(left), mean(right)
     scores = np.empty((left.shape[0], right.shape[0]), np.float32)
-    for ours in blocks(left):
-        rows = _unit(left[ours], center)
-        for theirs in blocks(right):
-            others = _unit(right[theirs], other_center)
+    for theirs in blocks(right):
+        others = _unit(right[theirs], other_center)
+        for ours in blocks(left):
+            rows = _unit(left[ours], center)
             scores[ours, theirs] = device().arrays.product(rows, others.T)
     return scores
 
