@@ -327,11 +327,19 @@ def _sound(ids: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"input_values": ramp(1, 3200)}
 
 
-MORE_INPUTS: dict[str, Callable[[torch.Tensor], dict[str, torch.Tensor]]] = {
+def _draft(ids: torch.Tensor) -> dict[str, Any]:
+    """What a model that drafts for another takes from that one."""
+    sizes = {"sliding_attention": 8, "full_attention": 512}
+    states = {kind: (ramp(1, 2, 8, size), ramp(1, 2, 8, size)) for kind, size in sizes.items()}
+    return {"inputs_embeds": ramp(1, 1, 64), "shared_kv_states": states}
+
+
+MORE_INPUTS: dict[str, Callable[[torch.Tensor], dict[str, Any]]] = {
     "blip": _picture,
     "canary": _features,
     "cohere_asr": _features,
     "dia": lambda ids: {"decoder_input_ids": torch.zeros(1, 8, 9, dtype=torch.long)},
+    "gemma4_unified_assistant": _draft,
     "idefics": lambda ids: {
         "pixel_values": ramp(1, 1, 3, 28, 28),
         "image_attention_mask": torch.ones(1, ids.shape[1], 1),
@@ -359,6 +367,7 @@ TEXT_PART = {
     "blip-2": "language_model",
     "instructblip": "language_model",
     "instructblipvideo": "language_model",
+    "llama4": "language_model",
     "kosmos-2": "text_model",
     "pi0": "model.vlm",
     "qwen2_5_omni": "thinker",

@@ -81,7 +81,7 @@ class LanguageModel:
                 end = min(begin + part, length)
                 first = min(max(skip, begin), end)  # of the places that count
                 out = _forward(self.model, ids[:, begin:end], end - first, part < length, cache)
-                cache = {"past_key_values": out.past_key_values} if part < length else {}
+                cache = _cache(out) if part < length else {}
                 if first < end:
                     logits = out.logits[:, first - end :]
                     found[:, first:end] = _cross_entropy(torch, logits, wanted[:, first:end])
@@ -194,8 +194,7 @@ def _probe(model: Any, rows: int, length: int, directory: Path) -> tuple[int, bo
         in_parts = False
         with contextlib.suppress(*unlike):
             begun = _forward(model, ids[:, :half], half, True, {})
-            cache = {"past_key_values": begun.past_key_values}
-            rest = _forward(model, ids[:, half:], length - half, True, cache)
+            rest = _forward(model, ids[:, half:], length - half, True, _cache(begun))
             parts = torch.cat([begun.logits, rest.logits], dim=1)
             in_parts = bool((parts - whole).abs().max() <= size * max(1e-3, 8 * epsilon))
     return whole.shape[-1], in_parts
@@ -208,6 +207,11 @@ def _forward(model: Any, ids: Any, keep: int, use_cache: bool, cache: Mapping[st
     if "logits_to_keep" in takes:
         settings["logits_to_keep"] = max(keep, 1)  # 0 would mean all
     return model(input_ids=ids, **{k: v for k, v in settings.items() if k in takes})
+
+
+def _cache(out: Any) -> dict[str, Any]:
+    """What the next part is to be given of a call's output; transformers renamed it in 5.24."""
+    return {name: out[name] for name in ("cache", "past_key_values") if out.get(name) is not None}
 
 
 def _cross_entropy(torch: Any, logits: Any, targets: Any) -> npt.NDArray[np.float64]:
