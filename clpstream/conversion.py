@@ -23,7 +23,7 @@ from clpstream.device import CPU, find, on_device
 from clpstream.errors import NotFiniteError, OutputError, TransferError
 from clpstream.findings import guard_warnings, row_warnings, search_warnings
 from clpstream.hub import cache_entry, local_directory
-from clpstream.memory import limited_to, peak_memory, resident_memory
+from clpstream.memory import allowed_memory, limited_to, peak_memory, resident_memory
 from clpstream.new_rows import Outliers, new_rows
 from clpstream.output.copying import LinkMode
 from clpstream.output.files import json_bytes, write_file
@@ -120,7 +120,8 @@ def convert(
     one is written to, where the file system has that, else a copy. "copy" or "reflink": that, or
     an error. "hardlink": the source's own file under a second name.
     max_memory: bytes that the run may take above the interpreter and its libraries. Without it,
-    blocks are sized for 512 MiB, and a method takes more for its matrices where it must.
+    blocks are sized for 512 MiB, and a method takes more for its matrices where it must; but where
+    a control group (a container) allows less, that is the limit.
     device: where large products are made: "cpu"; "cuda" or "cuda:N", a GPU that torch, CuPy or a
     build of FAISS for GPUs can use; "auto", such a GPU if there is one. What it makes is the same
     but for rounding.
@@ -151,11 +152,12 @@ def convert(
     peak = peak_memory()
     check_place(output, [cache_entry(directory) for directory in plan.inputs], overwrite)
     free = free_bytes(output)
-    limit = max_memory or memory.DEFAULT
+    room = max(0, allowed_memory() - start)
+    limit = max_memory or min(memory.DEFAULT, room)
     with limited_to(max(memory.LEAST, limit - taken)), on_device(found):
         needed = taken + plan.working_bytes
-        if max_memory is not None:
-            _check_memory(plan, needed, max_memory)
+        if needed > (room if max_memory is None else max_memory):
+            raise TransferError(_too_much(plan.method.name, needed, room, max_memory))
         if dry_run:
             report = make_report(plan)
         else:
@@ -179,14 +181,18 @@ def convert(
     )
 
 
-def _check_memory(plan: Plan, needed: int, limit: int) -> None:
-    """Raise TransferError if `needed` bytes are more than the limit."""
-    if needed > limit:
-        raise TransferError(
-            f"{plan.method.name} needs about {needed / 2**20:,.0f} MiB for these models, and "
-            f"{limit / 2**20:,.0f} MiB are allowed; allow more with --max-memory, or choose "
-            "another --method (knn, clp and mean need less)"
-        )
+def _too_much(method: str, needed: int, room: int, max_memory: int | None) -> str:
+    """What is wrong and what to do where a method needs more bytes than there may be."""
+    if max_memory is None:
+        limit = f"the container (control group) leaves {room / 2**20:,.0f} MiB; give it more"
+        otherwise = ", or try all the same with a --max-memory of more"
+    else:
+        limit = f"{max_memory / 2**20:,.0f} MiB are allowed; allow more with --max-memory"
+        otherwise = ""
+    return (
+        f"{method} needs about {needed / 2**20:,.0f} MiB for these models, and {limit}, or choose "
+        f"another --method (knn, clp and mean need less){otherwise}"
+    )
 
 
 def _write(plan: Plan, stage: Path, progress: Progress) -> Report:

@@ -10,13 +10,20 @@ import re
 import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 DEFAULT = 512 << 20
 LEAST = 32 << 20
 """Bytes with which a run gets along at best: headers, tokenizers and code take about as much."""
 
 _LIMIT = ContextVar("max_memory", default=DEFAULT)
+
+_GROUPS = {
+    "": ("sys/fs/cgroup", "memory.max"),
+    "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+}
+"""Where Linux says how much memory the control groups of a process may have, by the name that
+/proc/self/cgroup has for them: version 2, and version 1."""
 
 
 @contextlib.contextmanager
@@ -42,6 +49,23 @@ def share(parts: int) -> int:
 def block_bytes() -> int:
     """Size of the float32 blocks in which matrices are read and made: 16 MiB by default."""
     return share(32)
+
+
+def allowed_memory(root: Path = Path("/")) -> int:
+    """What the control groups of this process (its container) may have at most, in bytes; more than
+    any machine has if they are not limited. Beyond it, the kernel kills."""
+    limits = [sys.maxsize]
+    with contextlib.suppress(OSError, ValueError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            path = PurePosixPath(group.strip("/"))
+            for controller in _GROUPS.keys() & controllers.split(","):
+                mount, name = _GROUPS[controller]
+                # those above count too; from within a container, only the topmost is seen
+                for place in (path, *path.parents):
+                    with contextlib.suppress(OSError, ValueError):
+                        limits.append(int((root / mount / place / name).read_text()))
+    return min(limits)
 
 
 def peak_memory() -> int:

@@ -81,12 +81,13 @@ which it says that it needs five times the steps, is training from scratch."""
 def convert(arm: Arm, source: Path, helper: Path, output: Path) -> None:
     """Make the arm's target; raises RefusedError if this version of clpstream can't."""
     try:
-        clpstream.convert(source, helper, output, method=_method(arm), **arm.convert)
+        clpstream.convert(source, helper, output, method=method_of(arm), **arm.convert)
     except clpstream.TransferError as error:
         raise RefusedError(str(error)) from None
 
 
-def _method(arm: Arm) -> Any:
+def method_of(arm: Arm) -> Any:
+    """What `clpstream.convert` and `evaluate` take as the method; raises RefusedError."""
     if not arm.options:
         return arm.method
     if arm.method not in METHODS:

@@ -1,0 +1,78 @@
+"""What the machine allows: the limits of control groups, and what a run makes of them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from make import write_helper
+
+from clpstream import TransferError, convert, memory
+
+NONE = 1 << 60
+"""More than any machine has."""
+
+
+def system(root: Path, groups: str, files: dict[str, str]) -> Path:
+    """A root directory with the groups of a process and the limits of some."""
+    for name, text in {"proc/self/cgroup": groups, **files}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+V2 = "sys/fs/cgroup/"
+V1 = "sys/fs/cgroup/memory/"
+GROUPS_V1 = "9:name=systemd:/\n4:cpu,memory:/docker/a1\n2:cpuset:/other\n"
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/a/b\n", {V2 + "a/b/memory.max": "300\n", V2 + "a/memory.max": "max\n"}, 300),
+        ("0::/a/b\n", {V2 + "a/b/memory.max": "300\n", V2 + "a/memory.max": "200\n"}, 200),
+        ("0::/a/b\n", {V2 + "a/b/memory.max": "max\n", V2 + "x/memory.max": "7\n"}, NONE),
+        ("0::/\n", {V2 + "memory.max": "500\n"}, 500),  # a container with a namespace of its own
+        ("0::/../x\n", {V2 + "memory.max": "500\n"}, 500),  # outside of that namespace
+        (GROUPS_V1, {V1 + "docker/a1/memory.limit_in_bytes": "400\n"}, 400),
+        (GROUPS_V1, {V1 + "memory.limit_in_bytes": "600\n"}, 600),  # only the container's is seen
+        (GROUPS_V1, {V1 + "memory.limit_in_bytes": "9223372036854771712\n"}, NONE),
+        (GROUPS_V1, {"sys/fs/cgroup/cpuset/other/memory.limit_in_bytes": "5\n"}, NONE),
+        ("no group\n", {}, NONE),
+    ],
+)
+def test_the_least_of_what_its_groups_may_have(tmp_path, groups, files, expected):
+    found = memory.allowed_memory(system(tmp_path, groups, files))
+    assert found == expected if expected < NONE else found >= NONE
+
+
+def test_without_control_groups_there_is_no_limit(tmp_path):
+    assert memory.allowed_memory(tmp_path) >= NONE
+
+
+@pytest.fixture
+def container(monkeypatch):
+    """Sets what the container allows, above what this process has already."""
+
+    def allow(room: int) -> None:
+        allowed = memory.resident_memory() + room
+        monkeypatch.setattr("clpstream.conversion.allowed_memory", lambda: allowed)
+
+    return allow
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the resident memory of now")
+def test_a_container_s_limit_is_the_run_s_unless_another_is_given(pair, tmp_path, container):
+    container(100 << 20)
+    small = convert(pair.source, pair.helper, tmp_path / "small", dry_run=True)
+    container(1 << 50)
+    large = convert(pair.source, pair.helper, tmp_path / "large", dry_run=True)
+    assert small.memory_needed < large.memory_needed
+
+    write_helper(tmp_path / "wide", width=3000)
+    container(64 << 20)
+    with pytest.raises(TransferError, match=r"align needs .* container .* leaves \d+ MiB"):
+        convert(pair.source, tmp_path / "wide", pair.output)
+    assert not pair.output.exists()
+    convert(pair.source, tmp_path / "wide", pair.output, max_memory=1 << 30, dry_run=True)
