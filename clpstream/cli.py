@@ -370,8 +370,8 @@ def cli() -> None:
     type=_Size(),
     metavar="SIZE",
     help="Memory that the run may take above the interpreter and its libraries: bytes, or a number "
-    "with K, M or G. With less, it takes longer. By default, 512M, or what a container (control "
-    "group) leaves if that is less; and what a method's matrices need, if there is more.",
+    "with K, M or G. With less, it takes longer. By default, 512M, or what the machine or "
+    "its container leaves if that is less; and what a method's matrices need, if there is more.",
 )
 @_device_option(
     "cpu",

@@ -120,8 +120,8 @@ def convert(
     one is written to, where the file system has that, else a copy. "copy" or "reflink": that, or
     an error. "hardlink": the source's own file under a second name.
     max_memory: bytes that the run may take above the interpreter and its libraries. Without it,
-    blocks are sized for 512 MiB, and a method takes more for its matrices where it must; but where
-    a control group (a container) allows less, that is the limit.
+    blocks are sized for 512 MiB, and a method takes more for its matrices where it must; but no
+    more than the machine or its container has.
     device: where large products are made: "cpu"; "cuda" or "cuda:N", a GPU that torch, CuPy or a
     build of FAISS for GPUs can use; "auto", such a GPU if there is one. What it makes is the same
     but for rounding.
@@ -184,7 +184,7 @@ def convert(
 def _too_much(method: str, needed: int, room: int, max_memory: int | None) -> str:
     """What is wrong and what to do where a method needs more bytes than there may be."""
     if max_memory is None:
-        limit = f"the container (control group) leaves {room / 2**20:,.0f} MiB; give it more"
+        limit = f"this machine or its container leaves {room / 2**20:,.0f} MiB; give it more"
         otherwise = ", or try all the same with a --max-memory of more"
     else:
         limit = f"{max_memory / 2**20:,.0f} MiB are allowed; allow more with --max-memory"

@@ -6,6 +6,7 @@ Whatever is made in blocks asks `share` for its part of the limit, so that one n
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -52,9 +53,9 @@ def block_bytes() -> int:
 
 
 def allowed_memory(root: Path = Path("/")) -> int:
-    """What the control groups of this process (its container) may have at most, in bytes; more than
-    any machine has if they are not limited. Beyond it, the kernel kills."""
-    limits = [sys.maxsize]
+    """What this process may have at most, in bytes: the machine's memory, or less where its control
+    groups (its container) have less. Beyond that, the kernel kills."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     with contextlib.suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, group = line.split(":", 2)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 
 from clpstream.checkpoint.safetensors_file import TensorSpan
+from clpstream.memory import allowed_memory
 
 _BYTES_AT_ONCE = 2 << 20
 """As much as the kernel reads ahead for one piece of advice."""
@@ -17,9 +18,11 @@ def read_ahead(spans: Sequence[TensorSpan]) -> None:
     """Have a thread ask the kernel to read whole tensors, one after the other.
 
     Thousands of scattered rows that are not in its cache take a disk several times as long, a
-    network file system even more. It is advice: where memory is short, the kernel drops pages.
+    network file system even more. Tensors that don't fit in memory would be read twice: they are
+    left alone, all of them.
     """
-    if hasattr(os, "posix_fadvise"):
+    fit = sum(span.length for span in spans) <= allowed_memory() // 2
+    if fit and hasattr(os, "posix_fadvise"):
         threading.Thread(target=_advise, args=(spans,), name="clpstream-read", daemon=True).start()
 
 
