@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from clpstream.checkpoint import Checkpoint, VocabularyTensor, vocabulary_role
+from clpstream.checkpoint import Checkpoint, VocabularyTensor, unread_heads, vocabulary_role
 from clpstream.errors import CheckpointError
 from clpstream.inputs import read_json_if_there
 from clpstream.origins import NO_ROW, Origins
@@ -94,6 +94,16 @@ def absent_roles(vocabulary: Vocabulary) -> list[str]:
         f"{vocabulary.path}: the {role} token {piece!r} of tokenizer_config.json is not in the "
         "tokenizer; transformers gives it an id without a row"
         for role, piece in vocabulary.absent.items()
+    ]
+
+
+def helper_warnings(helper: Checkpoint, embeddings: VocabularyTensor) -> list[str]:
+    """Output heads of a helper that are of no use, where there is no other."""
+    return [
+        f"{span}: {span.dtype} {list(span.shape)}, and the input embeddings are "
+        f"{embeddings.span.dtype} {list(embeddings.span.shape)}: the helper's output head is not "
+        "used, and its input embeddings stand for it"
+        for span in unread_heads(helper, embeddings)
     ]
 
 

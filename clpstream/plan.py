@@ -28,6 +28,7 @@ from clpstream.checks import (
     check_configs,
     check_helper,
     check_source,
+    helper_warnings,
     link_warnings,
     method_warnings,
     model_warnings,
@@ -192,9 +193,10 @@ def make_plan(
     embeddings = None if small is None else input_embeddings(small)
     old, known = read_vocabulary(big.directory), read_vocabulary(helper)
     tied = is_tied(tensors)
-    head = None
+    head, unread = None, []
     if small is not None and embeddings is not None:
         head = own_head(small, embeddings)
+        unread = [] if head is not None else helper_warnings(small, embeddings)
         check_helper(embeddings, known)
     if tied and head is not None:
         # one table is head and input: what it says as a head counts more. The paper has the input
@@ -255,6 +257,7 @@ def make_plan(
         copied_files=files,
         warnings=(
             *vocabulary_warnings(old, new, source_rows, origins),
+            *unread,
             *origin_warnings(origins, new, known, embeddings),
             *method_warnings(origins, rule, embeddings, made),
             *model_warnings(big, tokenizer_directory, made, tied, base_rows),

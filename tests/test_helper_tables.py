@@ -86,22 +86,25 @@ def test_a_shard_between_the_helper_s_tables_need_not_be_there(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "head",
+    ("head", "warned"),
     [
-        pytest.param(None, id="tied"),
-        pytest.param(random_rows(len(TARGET), WIDTH, 5), id="the same again"),
-        pytest.param(np.ones((len(TARGET), WIDTH), np.uint8), id="quantised"),
-        pytest.param(random_rows(len(TARGET), WIDTH + 1, 6), id="wider"),
+        pytest.param(None, None, id="tied"),
+        pytest.param(random_rows(len(TARGET), WIDTH, 5), None, id="the same again"),
+        pytest.param(np.ones((len(TARGET), WIDTH), np.uint8), "U8", id="quantised"),
+        pytest.param(random_rows(len(TARGET), WIDTH + 1, 6), "F32", id="wider"),
     ],
 )
 def test_without_a_head_to_read_both_follow_the_input_embeddings(
-    tmp_path: Path, head: np.ndarray | None
+    tmp_path: Path, head: np.ndarray | None, warned: str | None
 ) -> None:
     write_source(tmp_path / "source")
     write_helper(tmp_path, 2 if head is None else 3, head=head)
-    _, made = run(tmp_path)
+    report, made = run(tmp_path)
     assert follows(tmp_path, made[HEAD], HEAD, EMBEDDINGS)
     assert follows(tmp_path, made[EMBEDDINGS], EMBEDDINGS, EMBEDDINGS)
+    unused = [text for text in report.warnings if "output head is not used" in text]
+    assert len(unused) == (warned is not None)
+    assert all(f"'{HEAD}': {warned} [" in text for text in unused)
 
 
 @pytest.mark.parametrize(("method", "table"), [("knn", HEAD), ("clp", EMBEDDINGS)])

@@ -24,6 +24,7 @@ from clpstream.checkpoint.vocabulary_tensors import (
     is_tied,
     own_head,
     same_bytes,
+    unread_heads,
 )
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "shard_names",
     "sizes_in",
     "stated_sizes",
+    "unread_heads",
     "vocabulary_role",
     "vocabulary_size",
 ]

@@ -195,18 +195,35 @@ def own_head(checkpoint: Checkpoint, embeddings: VocabularyTensor) -> Vocabulary
     """A model's output head, if it has one that is not its input embeddings again.
 
     It is as long as they are, and as wide; of several (multi-token prediction), the one with the
-    shortest name. None where there is none of a dtype that can be read.
+    shortest name. None where there is none of a dtype that can be read: see `unread_heads`.
     """
     found = [
         VocabularyTensor(span, "output head", f"named like {entry}")
-        for span in checkpoint.tensors
-        if (entry := entry_of(span.name, VOCABULARY_NAMES)) is not None
-        and VOCABULARY_NAMES[entry] == "output head"
-        and span.shape == (embeddings.rows, embeddings.width)
-        and span.dtype in FLOATS
+        for span, entry in _named_heads(checkpoint)
+        if _like(span, embeddings)
     ]
     heads = [head for head in found if not same_bytes(head, embeddings)]
     return min(heads, key=lambda head: (len(head.name), head.name), default=None)
+
+
+def unread_heads(checkpoint: Checkpoint, embeddings: VocabularyTensor) -> list[TensorSpan]:
+    """Output heads of another shape than the input embeddings, or quantised."""
+    return [span for span, _ in _named_heads(checkpoint) if not _like(span, embeddings)]
+
+
+def _named_heads(checkpoint: Checkpoint) -> list[tuple[TensorSpan, str]]:
+    """Matrices that are named like an output head, and the known name."""
+    return [
+        (span, entry)
+        for span in checkpoint.tensors
+        if (entry := entry_of(span.name, VOCABULARY_NAMES)) is not None
+        and VOCABULARY_NAMES[entry] == "output head"
+        and len(span.shape) > 1
+    ]
+
+
+def _like(span: TensorSpan, embeddings: VocabularyTensor) -> bool:
+    return span.shape == (embeddings.rows, embeddings.width) and span.dtype in FLOATS
 
 
 def is_tied(tensors: Collection[VocabularyTensor]) -> bool:
