@@ -23,7 +23,7 @@ from clpstream.device import CPU, find, on_device
 from clpstream.errors import NotFiniteError, OutputError, TransferError
 from clpstream.findings import guard_warnings, row_warnings, search_warnings
 from clpstream.hub import cache_entry, local_directory
-from clpstream.memory import allowed_memory, limited_to, peak_memory, resident_memory
+from clpstream.memory import allowed_memory, give_back, limited_to, peak_memory, resident_memory
 from clpstream.new_rows import Outliers, new_rows
 from clpstream.output.copying import LinkMode
 from clpstream.output.files import json_bytes, write_file
@@ -148,15 +148,17 @@ def convert(
         pass_through=pass_through,
         link_mode=link_mode,
     )
+    give_back()
     taken = max(0, resident_memory() - start)  # the tokenizers, for the most part
     peak = peak_memory()
     check_place(output, [cache_entry(directory) for directory in plan.inputs], overwrite)
     free = free_bytes(output)
     room = max(0, allowed_memory() - start)
-    limit = max_memory or min(memory.DEFAULT, room)
-    with limited_to(max(memory.LEAST, limit - taken)), on_device(found):
+    allowed = (room if max_memory is None else max_memory) - taken
+    limit = min(allowed, memory.DEFAULT - taken) if max_memory is None else allowed
+    with limited_to(_fitting(plan, limit, allowed)), on_device(found):
         needed = taken + plan.working_bytes
-        if needed > (room if max_memory is None else max_memory):
+        if needed > allowed + taken:
             raise TransferError(_too_much(plan.method.name, needed, room, max_memory))
         if dry_run:
             report = make_report(plan)
@@ -181,6 +183,18 @@ def convert(
     )
 
 
+def _fitting(plan: Plan, limit: int, allowed: int) -> int:
+    """A limit from which blocks are sized, at most the one given, with which the run takes no more
+    than is allowed; the least there is if none does."""
+    limit = max(memory.LEAST, limit)
+    while limit > memory.LEAST:
+        with limited_to(limit):
+            if plan.working_bytes <= allowed:
+                break
+        limit = max(memory.LEAST, limit * 3 // 4)
+    return limit
+
+
 def _too_much(method: str, needed: int, room: int, max_memory: int | None) -> str:
     """What is wrong and what to do where a method needs more bytes than there may be."""
     if max_memory is None:
@@ -191,7 +205,7 @@ def _too_much(method: str, needed: int, room: int, max_memory: int | None) -> st
         otherwise = ""
     return (
         f"{method} needs about {needed / 2**20:,.0f} MiB for these models, and {limit}, or choose "
-        f"another --method (knn, clp and mean need less){otherwise}"
+        f"another --method (knn, clp and mean need less, least with --shared copy){otherwise}"
     )
 
 

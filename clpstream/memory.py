@@ -6,6 +6,7 @@ Whatever is made in blocks asks `share` for its part of the limit, so that one n
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import sys
@@ -48,7 +49,7 @@ def share(parts: int) -> int:
 
 
 def block_bytes() -> int:
-    """Size of the float32 blocks in which matrices are read and made: 16 MiB by default."""
+    """Size of the float32 blocks in which matrices are read and made: nearly 16 MiB by default."""
     return share(32)
 
 
@@ -67,6 +68,13 @@ def allowed_memory(root: Path = Path("/")) -> int:
                     with contextlib.suppress(OSError, ValueError):
                         limits.append(int((root / mount / place / name).read_text()))
     return min(limits)
+
+
+def give_back() -> None:
+    """Give the system what is free between what is still in use, which glibc keeps: after many
+    small objects, about as much as these take."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_memory() -> int:

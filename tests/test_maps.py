@@ -13,7 +13,7 @@ from clpstream import TransferError
 from clpstream.memory import limited_to
 from clpstream.transfer import NO_ANCHOR, Align, Procrustes
 from clpstream.transfer.align import mutual
-from clpstream.transfer.linear import factors, pairs_of, rotation
+from clpstream.transfer.linear import Scaled, factors, pairs_of, rotation
 
 MAPS = [Procrustes(), Align()]
 
@@ -173,11 +173,14 @@ def test_sure_anchors_stay_in_every_round_and_unsure_ones_leave():
     x, wanted, own, source, truth = self_learning()
     made = Align(1).prepare(x, wanted, own).rows(source, truth[20:])[:]
     before = Align(0).prepare(x, wanted, own).rows(source)[:]
-    center = source.astype(np.float64).mean(axis=0)
-    ours, theirs = mutual((before - center).astype(np.float32), truth[20:])
+    ours, theirs = mutual(centred(before), centred(truth[20:]))
     known, rows = np.vstack([x[:20], wanted[ours]]), np.vstack([source[:20], truth[20:][theirs]])
     expected = Align(0).prepare(known, wanted).rows(rows)[:]
     assert relative_error(made, expected).max() < 1e-4
+
+
+def centred(rows):
+    return Scaled(rows, rows.mean(axis=0, dtype=np.float64), 1)
 
 
 def brute_mutual(left, right):
@@ -207,7 +210,7 @@ def test_mutual_pairs_are_those_of_the_formula(sizes):
     right[:5] = left[:5] + 1
     right[7:12] += generator.standard_normal(6).astype(np.float32)  # a dense place: hubs
     expected = brute_mutual(left, right)
-    found = list(zip(*map(np.ndarray.tolist, mutual(left, right)), strict=True))
+    found = list(zip(*map(np.ndarray.tolist, mutual(centred(left), centred(right))), strict=True))
     assert found == expected
     if sizes[0] > 5:  # the hubs did matter
         cosine = unit(left - left.mean(axis=0)) @ unit(right - right.mean(axis=0)).T
@@ -218,7 +221,8 @@ def test_mutual_pairs_are_those_of_the_formula(sizes):
 def test_mutual_is_not_confused_by_a_large_mean():
     left = np.random.default_rng(1).standard_normal((400, 6)).astype(np.float32)
     right = (0.02 * left[::-1] + 1e4).astype(np.float32)
-    found, expected = mutual(left, right), mutual(left, right - np.float32(1e4))
+    found = mutual(centred(left), centred(right))
+    expected = mutual(centred(left), centred(right - np.float32(1e4)))
     assert len(found[0]) > 100
     assert np.array_equal(found, expected)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from clpstream.transfer.linear import (
     Frames,
     LinearMap,
     Pairs,
+    Scaled,
     column_blocks,
     exactly,
     gram,
@@ -25,12 +26,10 @@ from clpstream.transfer.linear import (
     rotation,
     subtract_mean,
 )
-from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, Selected, blocks, less, mean
+from clpstream.transfer.rows import Floats, Ids, Rows, Selected, Unit, blocks, mean
 
 POOL = 3000
 """Tokens of each side that are paired: the most frequent ones, whose rows are trained best."""
-_POOL_BYTES = 48 << 20
-"""The most that the rows of one side take, whatever memory there is: it decides the rows."""
 _NEIGHBORHOOD = 10
 """Neighbours whose mean similarity tells a hub (CSLS, Conneau et al. 2018)."""
 _PENALTY = 1.0
@@ -87,9 +86,8 @@ class Align:
 
     def working_bytes(self, anchors: int, missing: int, d_helper: int, d_source: int) -> int:
         """See `Method.working_bytes`."""
-        pool = _pool(max(d_helper, d_source))
         kept = 12 * d_helper**2 + 8 * d_helper * d_source
-        finding = 4 * pool * (pool + d_source) + 3 * block_bytes()
+        finding = 4 * POOL**2 + 5 * block_bytes()
         return kept + max(fit_bytes(d_helper, d_source), finding) + 32 * anchors + missing
 
 
@@ -111,14 +109,15 @@ class _SelfLearning:
         fitted = self._of_all(sure, anchors)
         if words is None:
             return fitted
-        pool = _pool(max(self._x.shape[1], anchors.shape[1]))
-        wanted, frequent = _first(self._wanted, pool), _first(words, pool)
+        wanted, frequent = _pool(self._wanted), _pool(words)
         if not (wanted.shape[0] and frequent.shape[0]):
             return fitted
+        center, known = mean(wanted), Scaled(frequent, mean(frequent), 1)
         if not all(np.isfinite(frequent[block]).all() for block in blocks(frequent)):
             raise TransferError("a frequent token's row in the source has NaN or Inf; repair it")
         for _ in range(self._method.rounds):
-            ours, theirs = mutual(_turned(fitted, wanted), frequent)
+            # turned block by block: held, their rows would lie beside their cosines
+            ours, theirs = mutual(_Turned(replace(fitted, x_mean=center), wanted), known)
             del fitted  # as large as the next one
             x, y = Selected(wanted, ours), Selected(frequent, theirs)
             squares = self._sure_squares + self._squares(x)
@@ -167,31 +166,30 @@ def _add_regression(slopes: Floats, part: np.float32, pairs: Pairs, squares: Flo
         slopes[:, columns] += arrays.product(there, exactly(pairs.products[:, columns]))
 
 
-def _pool(widest: int) -> int:
-    """How many tokens of each side are paired, where rows are at most so wide."""
-    return min(POOL, max(1, _POOL_BYTES // (4 * widest)))
+def _pool(rows: Rows) -> Rows:
+    """The first rows. They are read whenever they are needed: held, they would lie beside the
+    eigenvectors of each fit."""
+    return Selected(rows, np.arange(min(POOL, rows.shape[0])))
 
 
-def _first(rows: Rows, count: int) -> Rows:
-    """The first `count` rows. They are read whenever they are needed: held, they would lie beside
-    the eigenvectors of each fit."""
-    return Selected(rows, np.arange(min(count, rows.shape[0])))
+class _Turned:
+    """Rows (n, d_helper) less the x_mean of a map, mapped: (n, d_source)."""
 
+    def __init__(self, fitted: LinearMap, rows: Rows) -> None:
+        self._fitted = fitted
+        self._rows = rows
+        self.shape = (rows.shape[0], fitted.slopes.shape[1])
 
-def _turned(fitted: LinearMap, rows: Rows) -> Floats:
-    """(n, d_helper) -> (n, d_source), by blocks."""
-    turned = np.empty((rows.shape[0], fitted.slopes.shape[1]), np.float32)
-    for block in blocks(turned):
-        turned[block] = fitted.turned(rows[block])
-    return turned
+    def __getitem__(self, index: Any) -> Floats:
+        return self._fitted.turned(self._rows[index])
 
 
 def mutual(left: Rows, right: Rows) -> tuple[Ids, Ids]:
     """Places (k,) in left (n, d) and in right (m, d) of rows that are each other's nearest.
 
-    By cosine of the rows less their means, with hubs held back by cross-domain similarity local
-    scaling (Conneau et al. 2018, arXiv 1710.04087): twice the cosine, less each row's mean cosine
-    with its ten nearest rows of the other side.
+    The rows are less their means. By their cosine, with hubs held back by cross-domain similarity
+    local scaling (Conneau et al. 2018, arXiv 1710.04087): twice the cosine, less each row's mean
+    cosine with its ten nearest rows of the other side.
     """
     scores = _cosines(left, right)
     of_left, of_right = _closeness(scores), _closeness(scores.T)
@@ -201,23 +199,15 @@ def mutual(left: Rows, right: Rows) -> tuple[Ids, Ids]:
 
 
 def _cosines(left: Rows, right: Rows) -> Floats:
-    """Of all rows on the left (n, d) with all on the right (m, d), less their means: (n, m). The
-    right ones are read once, the left ones for each block of them."""
-    center, other_center = mean(left), mean(right)
+    """Of all rows on the left (n, d) with all on the right (m, d): (n, m). The left ones are made
+    once, the right ones read for each block of them."""
     scores = np.empty((left.shape[0], right.shape[0]), np.float32)
-    for theirs in blocks(right):
-        others = _unit(right[theirs], other_center)
-        for ours in blocks(left):
-            rows = _unit(left[ours], center)
-            scores[ours, theirs] = device().arrays.product(rows, others.T)
+    left, right = Unit(left, None), Unit(right, None)
+    for ours in blocks(left):
+        rows = left[ours]
+        for theirs in blocks(right):
+            scores[ours, theirs] = device().arrays.product(rows, right[theirs].T)
     return scores
-
-
-def _unit(rows: Floats, center: Doubles) -> Floats:
-    unit = less(rows, center)
-    norms = np.linalg.norm(unit, axis=1, keepdims=True)
-    unit /= np.where(norms > 0, norms, 1)
-    return unit
 
 
 def _closeness(scores: Floats) -> Floats:
