@@ -202,11 +202,8 @@ def numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description="Measure which rows are best.", epilog=f"Arms: {'; '.join(ARMS)}."
-    )
+def add_pairs(parser: argparse.ArgumentParser) -> None:
+    """The option that names pairs."""
     parser.add_argument(
         "--pair",
         type=Path,
@@ -216,6 +213,14 @@ def parse_arguments() -> argparse.Namespace:
         metavar=("SOURCE", "HELPER", "TEXT"),
         help="two models' directories and text in the helper's language; can be given again",
     )
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description="Measure which rows are best.", epilog=f"Arms: {'; '.join(ARMS)}."
+    )
+    add_pairs(parser)
     parser.add_argument("--output", type=Path, required=True, help="directory of the results")
     parser.add_argument(
         "--arm", action="append", choices=ARMS, metavar="ARM", help="only this one; again for more"

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from arms import ARMS, convert, method_of
+from curves import add_pairs
 from report import rank_correlation, table
 from text import read_documents, sample_documents, split_documents
 
@@ -92,15 +93,7 @@ def measure(source: Path, helper: Path, text: Path, size: int) -> dict[str, tupl
 def main() -> None:
     """Measure the pairs that the command line names."""
     parser = argparse.ArgumentParser(description="Which figures tell the best method?")
-    parser.add_argument(
-        "--pair",
-        type=Path,
-        nargs=3,
-        action="append",
-        required=True,
-        metavar=("SOURCE", "HELPER", "TEXT"),
-        help="two models' directories and text in the helper's language; can be given again",
-    )
+    add_pairs(parser)
     parser.add_argument("--held-out", type=int, default=60_000, help="bytes scored (60000)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     arguments = parser.parse_args()
