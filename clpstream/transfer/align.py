@@ -112,9 +112,10 @@ class _SelfLearning:
         wanted, frequent = _pool(self._wanted), _pool(words)
         if not (wanted.shape[0] and frequent.shape[0]):
             return fitted
-        center, known = mean(wanted), Scaled(frequent, mean(frequent), 1)
-        if not all(np.isfinite(frequent[block]).all() for block in blocks(frequent)):
+        center, other = mean(wanted), mean(frequent)
+        if not np.isfinite(other).all():  # as a sum in float64 is if all rows are
             raise TransferError("a frequent token's row in the source has NaN or Inf; repair it")
+        known = Scaled(frequent, other, 1)
         for _ in range(self._method.rounds):
             # turned block by block: held, their rows would lie beside their cosines
             ours, theirs = mutual(_Turned(replace(fitted, x_mean=center), wanted), known)
