@@ -179,6 +179,15 @@ def test_sure_anchors_stay_in_every_round_and_unsure_ones_leave():
     assert relative_error(made, expected).max() < 1e-4
 
 
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_a_frequent_word_s_row_that_is_not_finite_is_refused(broken):
+    x, wanted, own, source, truth = self_learning()
+    words = truth.copy()
+    words[7, 3] = broken
+    with pytest.raises(TransferError, match="frequent token's row"):
+        Align().prepare(x, wanted, own).rows(source, words)
+
+
 def centred(rows):
     return Scaled(rows, rows.mean(axis=0, dtype=np.float64), 1)
 
