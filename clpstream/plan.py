@@ -43,6 +43,7 @@ from clpstream.output.copying import LinkMode
 from clpstream.output.files import json_bytes
 from clpstream.output.shards import NewTensor, TargetShard, index_of, plan_shards
 from clpstream.output.side_files import side_files
+from clpstream.output.writing import writing_bytes
 from clpstream.transfer import METHODS, Clp, Method, Subword, agreement_bytes
 from clpstream.transfer.held_out import judging_bytes
 from clpstream.vocabulary import Match, Vocabulary, read_vocabulary, tokenizer_class
@@ -153,7 +154,7 @@ class Plan:
         if self.shared == "auto" and self.embeddings is not None:
             widths = self.embeddings.width, self.source_embeddings.width
             most = max(most, agreement_bytes(*widths))
-        return most
+        return most + writing_bytes()
 
 
 def make_plan(

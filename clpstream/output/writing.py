@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,18 @@ import numpy.typing as npt
 
 from clpstream.checkpoint import c_order_blocks
 from clpstream.errors import OutputError
-from clpstream.output.copying import LinkMode, clone, copy_range, hard_link, write_all
+from clpstream.output.copying import LinkMode, clone, hard_link
 from clpstream.output.shards import NewTensor, StridedTensor, TargetShard
+from clpstream.output.stream import buffer_bytes, stream
 from clpstream.progress import Update
 
 _COPIES_AT_ONCE = 2
 """Shards that are copied together: one hardly fills a fast disk, many make a slow one seek."""
+
+
+def writing_bytes() -> int:
+    """About how much memory `writing` takes: of the shards, and of a new tensor."""
+    return (_COPIES_AT_ONCE + 1) * buffer_bytes()
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,9 @@ class Writing:
         self._pool = ThreadPoolExecutor(_COPIES_AT_ONCE, thread_name_prefix="clpstream-copy")
         self.new = [place for shard in shards for place in _places(directory, shard)]
         self._tasks: list[Future[None]] = [
-            self._pool.submit(self._pass_through, directory / shard.name, shard) for shard in shards
+            # a thread sees no limit of memory but its own context's
+            self._pool.submit(copy_context().run, self._pass_through, directory / shard.name, shard)
+            for shard in shards
         ]
 
     def write(self, place: Place, blocks: Iterable[npt.NDArray[Any]]) -> None:
@@ -74,10 +83,10 @@ class Writing:
         Raises OutputError if they don't fill the tensor.
         """
         written = 0
-        with _opened(place.path, place.offset) as fd:
+        with stream(place.path, place.offset) as out:
             for block in blocks:
                 self._raise_failure()
-                write_all(fd, block.data.cast("B"))
+                out.write(block.data.cast("B"))
                 written += block.nbytes
                 self._report(block.nbytes)
         if written != place.new.length:
@@ -100,19 +109,20 @@ class Writing:
         if shard.original is not None and self._shared(shard.original, path, shard.linked):
             self._report(shard.size)
             return
-        with _opened(path, 0) as fd:
-            write_all(fd, shard.header)
+        shared = self._mode != "copy"
+        with stream(path) as out:
+            out.write(shard.header)
             self._report(len(shard.header))
             for offset, part in shard.placed():
-                os.lseek(fd, offset, os.SEEK_SET)
                 if isinstance(part, StridedTensor):
+                    out.seek(offset)
                     for block in c_order_blocks(part.span):
-                        write_all(fd, block.data.cast("B"))
+                        out.write(block.data.cast("B"))
                         self._report(block.nbytes)
                 elif not isinstance(part, NewTensor):
-                    shared = self._mode != "copy"
-                    copy_range(part.path, part.offset, part.length, fd, self._report, shared=shared)
-            os.fsync(fd)
+                    out.seek(offset)
+                    out.copy(part.path, part.offset, part.length, self._report, shared=shared)
+        _sync(path)
 
     def _shared(self, original: Path, path: Path, linked: bool) -> bool:
         """Whether the shard could be had without copying."""
@@ -147,17 +157,6 @@ def _places(directory: Path, shard: TargetShard) -> Iterator[Place]:
     for offset, part in shard.placed():
         if isinstance(part, NewTensor):
             yield Place(part, directory / shard.name, offset)
-
-
-@contextlib.contextmanager
-def _opened(path: Path, offset: int) -> Iterator[int]:
-    """A descriptor that stands at `offset` of a file, which may be there already."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
-    try:
-        os.lseek(fd, offset, os.SEEK_SET)
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _sync(path: Path) -> None:
