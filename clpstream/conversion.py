@@ -10,6 +10,7 @@ import contextlib
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ from clpstream.sharing import prepare, searches, settle
 from clpstream.transfer import Method, Rows
 from clpstream.vocabulary import Match
 
+_STEP = 16 << 20
+"""Bytes in which what the system leaves is counted, so that it is the same from run to run."""
 _MANY = 32
 """Where one row of so many is read, reading all of them in one go costs less."""
 
@@ -153,10 +156,10 @@ def convert(
     peak = peak_memory()
     check_place(output, [cache_entry(directory) for directory in plan.inputs], overwrite)
     free = free_bytes(output)
-    room = max(0, allowed_memory() - start)
+    room = max(0, allowed_memory() - start) // _STEP * _STEP
     allowed = (room if max_memory is None else max_memory) - taken
-    limit = min(allowed, memory.DEFAULT - taken) if max_memory is None else allowed
-    with limited_to(_fitting(plan, limit, allowed)), on_device(found):
+    limit = min(room, memory.DEFAULT) if max_memory is None else max_memory
+    with _fitting(plan, limit, allowed), on_device(found):
         needed = taken + plan.working_bytes
         if needed > allowed + taken:
             raise TransferError(_too_much(plan.method.name, needed, room, max_memory))
@@ -183,16 +186,23 @@ def convert(
     )
 
 
-def _fitting(plan: Plan, limit: int, allowed: int) -> int:
-    """A limit from which blocks are sized, at most the one given, with which the run takes no more
-    than is allowed; the least there is if none does."""
-    limit = max(memory.LEAST, limit)
-    while limit > memory.LEAST:
-        with limited_to(limit):
-            if plan.working_bytes <= allowed:
+def _fitting(plan: Plan, limit: int, allowed: int) -> AbstractContextManager[None]:
+    """A context in which the run takes no more than is allowed: by smaller blocks than `limit` has,
+    or where these don't help, the slower ways of taking less; the least there is if none does.
+
+    Blocks follow from the limit, not from the memory that was measured, which is a little more or
+    less each time: sums that are made block by block are the same from run to run.
+    """
+    for lean in (False, True):
+        tried = max(memory.LEAST, limit)
+        while True:
+            with limited_to(tried, lean=lean):
+                if plan.working_bytes <= allowed:
+                    return limited_to(tried, lean=lean)
+            if tried == memory.LEAST:
                 break
-        limit = max(memory.LEAST, limit * 3 // 4)
-    return limit
+            tried = max(memory.LEAST, tried * 3 // 4)
+    return limited_to(memory.LEAST, lean=True)
 
 
 def _too_much(method: str, needed: int, room: int, max_memory: int | None) -> str:

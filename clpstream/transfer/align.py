@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from typing import Any, ClassVar
+from functools import cache
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from clpstream.device import device
 from clpstream.errors import TransferError
-from clpstream.memory import block_bytes
+from clpstream.memory import block_bytes, lean
 from clpstream.transfer.fitted import PreparedMap, fit_bytes
 from clpstream.transfer.linear import (
     Frame,
@@ -20,8 +21,8 @@ from clpstream.transfer.linear import (
     Pairs,
     Scaled,
     column_blocks,
-    exactly,
     gram,
+    inverse,
     pairs_of,
     rotation,
     subtract_mean,
@@ -34,6 +35,8 @@ _NEIGHBORHOOD = 10
 """Neighbours whose mean similarity tells a hub (CSLS, Conneau et al. 2018)."""
 _PENALTY = 1.0
 """Of the regression, in units of XᵀX's mean eigenvalue."""
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,16 @@ class Align:
 
     def working_bytes(self, anchors: int, missing: int, d_helper: int, d_source: int) -> int:
         """See `Method.working_bytes`."""
-        kept = 12 * d_helper**2 + 8 * d_helper * d_source
+        square, matrix = d_helper**2, d_helper * d_source
         finding = 4 * POOL**2 + 5 * block_bytes()
-        return kept + max(fit_bytes(d_helper, d_source), finding) + 32 * anchors + missing
+        if lean():  # nothing is kept, but a map or what it is made from
+            finding += 4 * matrix
+            regression = 20 * square + 8 * matrix + 4 * block_bytes()
+            most = max(fit_bytes(d_helper, d_source), finding, regression)
+        else:
+            kept = 12 * square + 8 * matrix
+            most = kept + max(fit_bytes(d_helper, d_source), finding)
+        return most + 32 * anchors + missing
 
 
 class _SelfLearning:
@@ -102,11 +112,15 @@ class _SelfLearning:
         self._unsure = np.setdiff1d(np.arange(x.shape[0]), sure)
         self._wanted = wanted
         self._frame = Frame.of(x)
+        self._sure_squares = _kept(lambda: self._squares(Selected(x, self._sure)))
+        self._unsure_squares = _kept(lambda: self._squares(Selected(x, self._unsure)))
 
     def __call__(self, anchors: Rows, words: Rows | None) -> LinearMap:
         frames = Frames(self._frame, Frame.of(anchors))
-        sure = pairs_of(Selected(self._x, self._sure), Selected(anchors, self._sure), frames)
-        fitted = self._of_all(sure, anchors)
+        sure = _kept(
+            lambda: pairs_of(Selected(self._x, self._sure), Selected(anchors, self._sure), frames)
+        )
+        fitted = self._of_all(sure, anchors, frames)
         if words is None:
             return fitted
         wanted, frequent = _pool(self._wanted), _pool(words)
@@ -121,50 +135,56 @@ class _SelfLearning:
             ours, theirs = mutual(_Turned(replace(fitted, x_mean=center), wanted), known)
             del fitted  # as large as the next one
             x, y = Selected(wanted, ours), Selected(frequent, theirs)
-            squares = self._sure_squares + self._squares(x)
-            fitted = self._map(sure + pairs_of(x, y, frames), squares)
+            fitted = self._map(sure() + pairs_of(x, y, frames), x)
         return fitted
 
-    def _of_all(self, sure: Pairs, anchors: Rows) -> LinearMap:
+    def _of_all(self, sure: Callable[[], Pairs], anchors: Rows, frames: Frames) -> LinearMap:
         """The map of all anchors, sure or not."""
         if not len(self._unsure):
-            return self._map(sure, self._sure_squares)
+            return self._map(sure(), None)
         x, y = Selected(self._x, self._unsure), Selected(anchors, self._unsure)
-        pairs = sure + pairs_of(x, y, sure.frames)
-        return self._map(pairs, self._sure_squares + self._unsure_squares)
-
-    @cached_property
-    def _sure_squares(self) -> Floats:
-        return self._squares(Selected(self._x, self._sure))
-
-    @cached_property
-    def _unsure_squares(self) -> Floats:
-        return self._squares(Selected(self._x, self._unsure))
+        return self._map(sure() + pairs_of(x, y, frames), x, self._unsure_squares)
 
     def _squares(self, x: Rows) -> Floats:
         """XᵀX in the frame, in the precision that products of blocks have."""
         return gram(Framed(x, self._frame))[0].astype(np.float32)
 
-    def _map(self, pairs: Pairs, squares: Floats) -> LinearMap:
-        """The map of some pairs, from what is known of them and XᵀX of their rows in the frame."""
+    def _map(
+        self, pairs: Pairs, more: Rows | None, squares: Callable[[], Floats] | None = None
+    ) -> LinearMap:
+        """The map of the sure pairs and some more, of which `more` are the helper's rows, and
+        `squares` XᵀX in the frame, if it is known."""
         turned, soften = rotation(pairs), np.float32(self._method.soften)
         if soften and pairs.x_squares:
             turned.slopes[...] *= 1 - soften
-            _add_regression(turned.slopes, soften, pairs, squares)
+            total = self._sure_squares()
+            if more is not None:
+                total = total + (self._squares(more) if squares is None else squares())
+            _add_regression(turned.slopes, soften, pairs, total)
         return turned
 
 
+def _kept(make: Callable[[], Found]) -> Callable[[], Found]:
+    """What `make` gives is made once and kept, or each time where memory is short."""
+    return make if lean() else cache(make)
+
+
 def _add_regression(slopes: Floats, part: np.float32, pairs: Pairs, squares: Floats) -> None:
-    """Add a part of (XᵀX + t I)⁻¹ XᵀY to the slopes, in place."""
-    penalised = squares.astype(np.float64)
+    """Add a part of (XᵀX + t I)⁻¹ XᵀY to the slopes, in place.
+
+    In float64, or where memory is short in float32: the penalty keeps the condition below d + 1.
+    """
+    kind = np.float32 if lean() else np.float64
+    penalised = squares.astype(kind)
     subtract_mean(penalised, pairs.x, pairs.count)
     penalised[np.diag_indices_from(penalised)] += _PENALTY * pairs.x_squares / len(squares)
+    inverted = inverse(penalised)
+    inverted *= part * pairs.frames.y.scale / pairs.frames.x.scale
     arrays = device().arrays
-    inverse = arrays.inverse(penalised)
-    inverse *= part * pairs.frames.y.scale / pairs.frames.x.scale
-    there = arrays.sent(inverse)
+    there = arrays.sent(inverted)
     for columns in column_blocks(slopes):
-        slopes[:, columns] += arrays.product(there, exactly(pairs.products[:, columns]))
+        products = pairs.products[:, columns].astype(kind, copy=False)
+        slopes[:, columns] += arrays.product(there, products)
 
 
 def _pool(rows: Rows) -> Rows:

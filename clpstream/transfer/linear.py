@@ -11,11 +11,14 @@ import numpy.typing as npt
 
 from clpstream.device import device
 from clpstream.errors import TransferError
-from clpstream.memory import block_bytes
+from clpstream.memory import block_bytes, lean
+from clpstream.transfer import jacobi
 from clpstream.transfer.rows import Doubles, Floats, Rows, blocks, bounds, less
 
 _RESOLUTION = 1e-6
 """Singular values below this part of the largest are rounding, and so are their vectors."""
+_INVERTED_WHOLE = 256
+"""Rows of which half a matrix is inverted by LAPACK, which takes seven times its memory."""
 _SAMPLE = 256
 """Rows, evenly spaced, whose mean and spread stand in for those of all."""
 
@@ -172,7 +175,7 @@ def gram(framed: Rows, dtype: npt.DTypeLike = np.float32) -> tuple[Doubles, Doub
     return total.total(), mean
 
 
-def subtract_mean(squares: Doubles, mean: Doubles, count: int) -> None:
+def subtract_mean(squares: Matrix, mean: Doubles, count: int) -> None:
     """From XᵀX of `count` rows to that of the rows less their mean, in place."""
     _add_outer(squares, -count * mean, mean)
 
@@ -207,24 +210,30 @@ class Factors:
     right: Floats
 
 
-def factors(products: Matrix) -> Factors:
+def factors(products: Floats) -> Factors:
     """The singular value decomposition, from the eigenvectors on the narrower side.
 
     Values are exact to `_RESOLUTION` of the largest, below which they are left out.
     """
     wide = products.shape[0] <= products.shape[1]
-    values, vectors = _singular(products if wide else products.T)
     across = products if wide else products.T
-    others = np.empty((across.shape[1], len(values)), np.float32)
-    arrays = device().arrays
-    there = arrays.sent(vectors)
-    for columns in column_blocks(across):
-        others[columns] = arrays.product(exactly(across[:, columns].T), there) / values
-    narrow = vectors.astype(np.float32)
+    if lean():
+        turn, others, values = jacobi.orthogonal(across, _RESOLUTION)
+        count = int((values > _RESOLUTION * values[0]).sum())
+        narrow, values, others = turn[:count].T, values[:count], others[:count].T
+        others /= values.astype(np.float32)
+    else:
+        values, vectors = _singular(across)
+        others = np.empty((across.shape[1], len(values)), np.float32)
+        arrays = device().arrays
+        there = arrays.sent(vectors)
+        for columns in column_blocks(across):
+            others[columns] = arrays.product(exactly(across[:, columns].T), there) / values
+        narrow = vectors.astype(np.float32)
     return Factors(narrow, values, others) if wide else Factors(others, values, narrow)
 
 
-def polar(products: Matrix) -> Floats:
+def polar(products: Floats) -> Floats:
     """U Vᵀ, (d_helper, d_source), of the factors XᵀY = U diag(values) Vᵀ (see `factors`).
 
     It is (XᵀY YᵀX)^(-1/2) XᵀY = U diag(1 / values) Uᵀ XᵀY where the helper is the narrower side:
@@ -233,21 +242,67 @@ def polar(products: Matrix) -> Floats:
     """
     wide = products.shape[0] <= products.shape[1]
     across = products if wide else products.T
-    values, vectors = _singular(across)
-    vectors /= np.sqrt(values)
-    arrays = device().arrays
-    vectors = arrays.sent(vectors)
-    root = vectors @ vectors.T
-    del vectors
-    turned = np.empty(across.shape, np.float32)
-    for columns in column_blocks(across):
-        turned[:, columns] = arrays.product(root, exactly(across[:, columns]))
-    return turned if wide else turned.T
+    if lean():
+        turn, found, values = jacobi.orthogonal(across, _RESOLUTION)
+        kept = values > _RESOLUTION * values[0]
+        inverse = np.divide(1, values, out=np.zeros(len(values)), where=kept)
+        for columns in column_blocks(found):
+            unit = found[:, columns] * inverse[:, None].astype(np.float32)
+            found[:, columns] = turn.T @ unit
+    else:
+        values, vectors = _singular(across)
+        vectors /= np.sqrt(values)
+        arrays = device().arrays
+        vectors = arrays.sent(vectors)
+        root = vectors @ vectors.T
+        del vectors
+        found = np.empty(across.shape, np.float32)
+        for columns in column_blocks(across):
+            found[:, columns] = arrays.product(root, exactly(across[:, columns]))
+    return found if wide else found.T
+
+
+def eigenvectors(squares: Doubles) -> tuple[Doubles, Matrix]:
+    """Eigenvalues (n,) and eigenvectors (n, n) of a symmetric matrix with no negative ones."""
+    if not lean():
+        return device().arrays.eigh(squares)
+    turn, _, values = jacobi.orthogonal(squares.astype(np.float32), _RESOLUTION)
+    return values, turn.T
+
+
+def inverse(matrix: Matrix) -> Matrix:
+    """That of a positive definite matrix (n, n): in float64, or where memory is short in float32,
+    in the matrix's place.
+
+    There by halves (Strassen 1969): with A = (a b; bᵀ c), s the inverse of c - bᵀ a⁻¹ b and
+    w = a⁻¹ b, it is (a⁻¹ + w s wᵀ, -w s; -s wᵀ, s).
+    """
+    if not lean():
+        return device().arrays.inverse(matrix)
+    half = len(matrix) // 2
+    if half < _INVERTED_WHOLE:
+        matrix[...] = np.linalg.inv(matrix)
+        return matrix
+    first, last, beside = matrix[:half, :half], matrix[half:, half:], matrix[:half, half:]
+    inverse(first)
+    across = first @ beside
+    last -= beside.T @ across
+    inverse(last)
+    np.matmul(across, -last, out=beside)
+    first -= beside @ across.T
+    matrix[half:, :half] = beside.T
+    return matrix
 
 
 def polar_bytes(d_helper: int, d_source: int) -> int:
-    """About how much memory `polar` and `factors` take: eigenvectors take five times the matrix."""
-    return 40 * min(d_helper, d_source) ** 2
+    """About how much memory `polar` and `factors` take beside their argument and their result."""
+    narrow, wide = sorted((d_helper, d_source))
+    return jacobi.bytes_needed(narrow, wide) if lean() else eigenvectors_bytes(narrow)
+
+
+def eigenvectors_bytes(count: int) -> int:
+    """About how much memory `eigenvectors` takes: LAPACK takes five times the matrix."""
+    return 8 * count**2 + jacobi.bytes_needed(count, count) if lean() else 40 * count**2
 
 
 def _singular(products: Matrix) -> tuple[Doubles, Doubles]:

@@ -10,13 +10,15 @@ import numpy as np
 
 from clpstream.device import device
 from clpstream.errors import TransferError
-from clpstream.memory import block_bytes
+from clpstream.memory import block_bytes, lean
 from clpstream.transfer.linear import (
     Frame,
     Framed,
     Frames,
     Scaled,
     column_blocks,
+    eigenvectors,
+    eigenvectors_bytes,
     gram,
     pairs_of,
     subtract_mean,
@@ -82,8 +84,9 @@ class Ridge:
 
     def working_bytes(self, anchors: int, missing: int, d_helper: int, d_source: int) -> int:
         """See `Method.working_bytes`."""
-        square, matrix = d_helper**2, d_helper * d_source
-        return max(40 * square, 16 * square + 12 * matrix) + 16 * missing + 6 * block_bytes()
+        vectors, matrix = (12 if lean() else 16) * d_helper**2, d_helper * d_source
+        most = max(eigenvectors_bytes(d_helper), vectors + 12 * matrix)
+        return most + 16 * missing + 6 * block_bytes()
 
 
 class PreparedRidge:
@@ -105,7 +108,7 @@ class PreparedRidge:
         self._lost = directionless(Unit(wanted, center))
         self.guarded = {"no direction in the helper": np.flatnonzero(self._lost)}
         self._unit = max(0.0, float(squares.trace())) / len(squares) or 1.0
-        values, self._vectors = device().arrays.eigh(squares)
+        values, self._vectors = eigenvectors(squares)
         self._values = np.maximum(values, 0)
 
     def rows(self, anchors: Rows, words: Rows | None = None) -> Rows:
@@ -188,8 +191,8 @@ class PreparedRidge:
         count, errors = self._anchors.shape[0], []
         for penalty in PENALTIES:
             shrunk = self._shrinkage(penalty)
-            left = squares - powers @ (2 * shrunk - self._values * np.square(shrunk))
-            free = count - 1 - self._values @ shrunk
+            left = squares - float(powers @ (2 * shrunk - self._values * np.square(shrunk)))
+            free = count - 1 - float(self._values @ shrunk)
             errors.append(max(left, 0) / max(free, _MIN_LEFT) ** 2)
         return float(PENALTIES[np.argmin(errors)])
 
