@@ -91,7 +91,7 @@ def give_back() -> None:
 
 
 def _return_at_once() -> None:
-    """From here on, have glibc give the system each large array when it is freed: that takes a tenth
+    """From here on, have glibc give the system each large array when it is freed: it takes a tenth
     more time, and leaves no holes between others."""
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from make import write_helper, write_source
 
+from clpstream.memory import DEFAULT, limited_to
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # a mistyped directory could be a model on the Hub
+
+
+@pytest.fixture(params=[False, True], ids=["roomy", "lean"])
+def roomy_or_lean(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With enough memory, and with less, where the same is made in slower ways."""
+    with limited_to(DEFAULT, lean=request.param):
+        yield
 
 
 class Pair(NamedTuple):

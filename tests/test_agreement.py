@@ -10,6 +10,8 @@ from clpstream import TransferError
 from clpstream.transfer import Agreement, agreement_of
 from clpstream.transfer.linear import cosines, pairs_of, rotation
 
+pytestmark = pytest.mark.usefixtures("roomy_or_lean")
+
 
 def left_out_one_by_one(x, y):
     x, y = x.astype(np.float64), y.astype(np.float64)

@@ -29,6 +29,7 @@ from plain import convert
 import clpstream
 from clpstream import Clp, Knn
 from clpstream.memory import limited_to
+from clpstream.output import stream
 
 SHARED = ["</s>", *(word for word in TARGET_WORDS if word in SOURCE_WORDS)]
 MISSING = [word for word in TARGET_WORDS if word not in SOURCE_WORDS]
@@ -438,9 +439,12 @@ def test_a_config_without_a_vocabulary_size_gets_one(pair):
 
 
 def test_every_other_way_of_copying_gives_the_same_bytes(pair, tmp_path, monkeypatch):
-    """Without copy_file_range, then without sendfile either."""
+    """In the kernel, without copy_file_range, then without sendfile either."""
     convert(*pair)
     expected = {path.name: path.read_bytes() for path in pair.output.iterdir()}
+    monkeypatch.setattr(stream, "_on_disk", lambda fd: False)
+    convert(*pair, overwrite=True)
+    assert {path.name: path.read_bytes() for path in pair.output.iterdir()} == expected
     for place, call in enumerate(("copy_file_range", "sendfile")):
         monkeypatch.setattr(os, call, refuse)
         output = tmp_path / f"other{place}"

@@ -140,7 +140,7 @@ def test_a_copy_that_fails_in_a_thread_fails_the_run(sharded, monkeypatch):
     def full(*arguments, **named):
         raise OSError(28, "No space left on device")
 
-    for call in ("copy_file_range", "sendfile"):
+    for call in ("copy_file_range", "sendfile", "pwrite"):
         monkeypatch.setattr(os, call, full)
     with pytest.raises(OutputError, match="No space left on device"):
         convert(source, helper, output)

@@ -15,6 +15,8 @@ from clpstream.transfer import NO_ANCHOR, Align, Procrustes
 from clpstream.transfer.align import mutual
 from clpstream.transfer.linear import Scaled, factors, pairs_of, rotation
 
+pytestmark = pytest.mark.usefixtures("roomy_or_lean")
+
 MAPS = [Procrustes(), Align()]
 
 

@@ -9,6 +9,8 @@ from truths import helper_and_source, relative_error
 from clpstream import Ridge, TransferError
 from clpstream.transfer.ridge import PENALTIES
 
+pytestmark = pytest.mark.usefixtures("roomy_or_lean")
+
 
 def related(anchors=300, noise=0.5, **sizes):
     """Helper rows, and source rows that are a linear map of them with noise."""
