@@ -9,22 +9,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import products
+
 HERE = Path(__file__).parent
 METHODS = ("mean", "clp", "ridge", "procrustes", "align", "knn", "omp")
 PAPER = ("--method", "clp", "--shared", "copy", "--match", "exact")
 FLOOR, IN_MEMORY = "cp", "in-memory-clp"
 """What the others are divided by."""
+PRODUCTS = "products-"
+"""What the name of a method follows, for its products of matrices alone."""
 
 
 @dataclass(frozen=True)
 class Command:
     """Words of a command line, in which SOURCE, HELPER and OUTPUT stand for the directories.
 
-    needs: a program, or a module of Python, without which it is left out.
+    needs: a program, or a module of Python, without which it is left out. prints_seconds: they are
+    what counts, and not those of the process.
     """
 
     words: tuple[str, ...]
     needs: str | None = None
+    prints_seconds: bool = False
 
     @property
     def missing(self) -> bool:
@@ -46,6 +52,7 @@ def commands(convert_options: Sequence[str], tokensurgeon: str) -> dict[str, Com
         "paper": _clpstream(*PAPER, *convert_options),
     }
     found |= {name: _clpstream("--method", name, *convert_options) for name in METHODS}
+    found |= {PRODUCTS + name: _products(name) for name in products.METHODS}
     found |= {
         IN_MEMORY: _in_memory("clp", "auto"),
         "in-memory-clp-float32": _in_memory("clp", "float32"),
@@ -58,6 +65,11 @@ def commands(convert_options: Sequence[str], tokensurgeon: str) -> dict[str, Com
 def _clpstream(*options: str) -> Command:
     line = (sys.executable, "-m", "clpstream", "convert", "SOURCE", "HELPER", "OUTPUT")
     return Command((*line, "--quiet", *options))
+
+
+def _products(method: str) -> Command:
+    line = (sys.executable, str(HERE / "products.py"), "SOURCE", "HELPER", "--method", method)
+    return Command(line, prints_seconds=True)
 
 
 def _in_memory(method: str, dtype: str) -> Command:

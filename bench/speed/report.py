@@ -14,7 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from commands import FLOOR, IN_MEMORY
+from commands import FLOOR, IN_MEMORY, PRODUCTS
 
 RESULTS, REPORT, PLOT = "results.json", "report.md", "report.png"
 
@@ -50,13 +50,14 @@ def table(runs: list[Run]) -> list[str]:
     """A line of markdown for each command. Ratios are of runs of the same repeat."""
     times_floor, times_memory = f"x {FLOOR}", f"x {IN_MEMORY}"
     titles = ["command", "seconds", "CPU seconds", "peak MB", times_floor, times_memory]
+    titles.append("x the larger of cp and products")
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     commands = by(runs, "command")
     for name, found in commands.items():
         good = [run for run in found if not run["code"]]
         if len(good) < len(found):
             reason = "".join(found[-1].get("error") or []).replace("|", "/")[:80]
-            lines.append(f"| {name} | failed ({found[-1]['code']}): {reason} | | | | |")
+            lines.append(f"| {name} | failed ({found[-1]['code']}): {reason} | | | | | |")
             continue
         cells = [
             spread([run["wall"] for run in good]),
@@ -64,6 +65,7 @@ def table(runs: list[Run]) -> list[str]:
             f"{statistics.median(run['peak'] for run in good) / 1e6:.0f}",
             times(good, commands.get(FLOOR, [])),
             times(good, commands.get(IN_MEMORY, [])),
+            times(good, larger(commands.get(FLOOR, []), commands.get(PRODUCTS + name, []))),
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
@@ -71,6 +73,12 @@ def table(runs: list[Run]) -> list[str]:
 
 def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def larger(runs: list[Run], others: list[Run]) -> list[Run]:
+    """Of two runs of the same repeat, the one that took longer."""
+    pairs = [(run, other) for run in runs for other in others if run["repeat"] == other["repeat"]]
+    return [max(pair, key=lambda run: run["wall"]) for pair in pairs]
 
 
 def times(runs: list[Run], others: list[Run]) -> str:

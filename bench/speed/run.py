@@ -88,6 +88,8 @@ def measurements(
                 (drop_from_cache if args.cold else read)([source, helper])
                 line = chosen[name].line(source, helper, output)
                 taken = launch(line, log, args.rlimit_data)
+                if chosen[name].prints_seconds and not taken["code"]:
+                    taken["wall"] = float(tail(log))
                 if taken["code"]:
                     print(f"{name}: exit code {taken['code']}\n{tail(log)}", file=sys.stderr)
                     taken["error"] = tail(log).splitlines()[-1:]

@@ -1,0 +1,137 @@
+"""The least that a method can take: its products of matrices alone, by BLAS on arrays in memory.
+
+    python bench/speed/products.py SOURCE HELPER --method align
+
+Arrays of the shapes that the conversion of SOURCE with HELPER has, of random numbers; nothing is
+read, searched for or rounded, and what is made is thrown away. Prints the seconds of the products,
+decompositions included, without those of making the arrays: for all vocabulary tensors together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from clpstream.plan import Plan, make_plan
+from clpstream.progress import Progress
+from clpstream.sharing import settle
+from clpstream.transfer import Align, Procrustes
+from clpstream.transfer.align import POOL
+
+METHODS = ("paper", "clp", "ridge", "procrustes", "align", "knn")
+ROUNDS = {"procrustes": Procrustes().rounds, "align": Align().rounds}
+
+Floats = npt.NDArray[np.float32]
+
+
+def main() -> None:
+    args = parse_args()
+    copied = args.method == "paper"
+    plan = make_plan(
+        args.source,
+        args.helper,
+        method="clp" if copied else args.method,
+        match_by="exact" if copied else "bytes",
+        shared="copy" if copied else "auto",
+    )
+    judged = 0 if copied else len(plan.origins.anchors)
+    plan = settle(plan, Progress())
+    print(f"{seconds(plan, args.method, judged):.3f}")
+
+
+def seconds(plan: Plan, method: str, judged: int) -> float:
+    """Of all products. judged: anchors whose rows are compared, for --shared auto."""
+    assert plan.embeddings is not None
+    origins, ours = plan.origins, plan.embeddings.width
+    tables = [made.tensor for made in plan.new.values() if made.tensor.width > 1]
+    widest = max(table.width for table in tables)
+    generator = np.random.default_rng(0)
+    x, wanted = (
+        generator.standard_normal((count, ours), np.float32)
+        for count in (len(origins.anchors), len(origins.combined))
+    )
+    y = generator.standard_normal((len(origins.anchors), widest), np.float32)
+    start = time.perf_counter()
+    if judged:
+        agree(x[:judged], y[:judged])
+    if method == "knn":
+        search(wanted, x)
+    for _ in tables if method != "knn" else ():
+        apply(wanted, fit(method, x, y, wanted[:POOL], y[:POOL]))
+    return time.perf_counter() - start
+
+
+def agree(x: Floats, y: Floats) -> None:
+    """Leave-one-out agreement of all anchors."""
+    turn, slopes = decomposed(x.T @ y)
+    apply(x, turn if len(turn) == x.shape[1] else slopes)
+    apply(y, turn if len(turn) == y.shape[1] else slopes.T)
+
+
+def fit(method: str, x: Floats, y: Floats, wanted: Floats, words: Floats) -> Floats:
+    products = x.T @ y
+    if method in ("clp", "paper"):
+        return products
+    if method == "ridge":
+        vectors = np.linalg.eigh(x.T @ x)[1].astype(np.float32)
+        return vectors @ (vectors.T @ products)
+    slopes = decomposed(products)[1]
+    if method == "align":
+        slopes = regressed(x, products)
+    for _ in range(ROUNDS[method]):
+        if method == "align":
+            search(wanted @ slopes, words)
+            slopes = regressed(wanted, products)
+        else:
+            apply(x, slopes)
+        slopes = decomposed(products)[1]
+    return slopes
+
+
+def decomposed(products: Floats) -> tuple[Floats, Floats]:
+    """Eigenvectors of the narrower side, and the rotation."""
+    across = (products if len(products) <= products.shape[1] else products.T).astype(np.float64)
+    values, vectors = np.linalg.eigh(across @ across.T)
+    scaled = vectors / np.sqrt(np.sqrt(np.maximum(values, values[-1] * 1e-12)))
+    root = ((scaled @ scaled.T) @ across).astype(np.float32)
+    return vectors.astype(np.float32), root if root.shape == products.shape else root.T
+
+
+def regressed(x: Floats, products: Floats) -> Floats:
+    squares = (x.T @ x).astype(np.float64)
+    squares[np.diag_indices_from(squares)] += squares.trace() / len(squares)
+    found: Floats = (np.linalg.inv(squares) @ products).astype(np.float32)
+    return found
+
+
+def search(queries: Floats, rows: Floats) -> None:
+    for block in blocks(queries):
+        block @ rows.T
+
+
+def apply(rows: Floats, slopes: Floats) -> None:
+    for block in blocks(rows):
+        block @ slopes
+
+
+def blocks(rows: Floats) -> Iterator[Floats]:
+    return (rows[start : start + 2048] for start in range(0, len(rows), 2048))
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path)
+    parser.add_argument("helper", type=Path)
+    parser.add_argument("--method", choices=METHODS, required=True)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
