@@ -73,7 +73,7 @@ def test_the_inverse_by_halves_is_the_inverse(size):
     assert np.abs(found - np.linalg.inv(matrix)).max() < 1e-5
 
 
-@pytest.mark.parametrize("method", ["align", "procrustes", "ridge", "knn"])
+@pytest.mark.parametrize("method", ["align", "ridge"])
 def test_a_conversion_in_less_memory_gives_the_same_rows(tmp_path, method, monkeypatch):
     """Widths of which no decomposition by LAPACK fits; the target is read by the safetensors
     library."""
