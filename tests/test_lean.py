@@ -80,7 +80,7 @@ def test_a_conversion_in_less_memory_gives_the_same_rows(tmp_path, method, monke
     from safetensors.numpy import load_file
 
     words = [f" word{n}" for n in range(2600)]
-    write_source(tmp_path / "source", words=words, width=1024, dtype="F32")
+    write_source(tmp_path / "source", "gpt2", words=words, width=1024, dtype="F32")
     write_helper(tmp_path / "helper", [f" word{n}" for n in range(200, 2800)], width=1000)
     asked = []
 
