@@ -12,6 +12,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,15 @@ from clpstream.device import CPU, find, on_device
 from clpstream.errors import NotFiniteError, OutputError, TransferError
 from clpstream.findings import guard_warnings, row_warnings, search_warnings
 from clpstream.hub import cache_entry, local_directory
-from clpstream.memory import allowed_memory, give_back, limited_to, peak_memory, resident_memory
+from clpstream.memory import (
+    allowed_memory,
+    give_back,
+    lean,
+    limited_to,
+    peak_memory,
+    resident_memory,
+    return_at_once,
+)
 from clpstream.new_rows import Outliers, new_rows
 from clpstream.output.copying import LinkMode
 from clpstream.output.files import json_bytes, write_file
@@ -193,16 +202,14 @@ def _fitting(plan: Plan, limit: int, allowed: int) -> AbstractContextManager[Non
     Blocks follow from the limit, not from the memory that was measured, which is a little more or
     less each time: sums that are made block by block are the same from run to run.
     """
-    for lean in (False, True):
-        tried = max(memory.LEAST, limit)
-        while True:
-            with limited_to(tried, lean=lean):
-                if plan.working_bytes <= allowed:
-                    return limited_to(tried, lean=lean)
-            if tried == memory.LEAST:
+    limits = [max(memory.LEAST, limit)]
+    while limits[-1] > memory.LEAST:
+        limits.append(max(memory.LEAST, limits[-1] * 3 // 4))
+    for slower, tried in product((False, True), limits):
+        with limited_to(tried, lean=slower):
+            if plan.working_bytes <= allowed:
                 break
-            tried = max(memory.LEAST, tried * 3 // 4)
-    return limited_to(memory.LEAST, lean=True)
+    return limited_to(tried, lean=slower)
 
 
 def _too_much(method: str, needed: int, room: int, max_memory: int | None) -> str:
@@ -220,6 +227,8 @@ def _too_much(method: str, needed: int, room: int, max_memory: int | None) -> st
 
 
 def _write(plan: Plan, stage: Path, progress: Progress) -> Report:
+    if lean():
+        return_at_once()
     # numpy's warnings would say less than the error for a row that is not finite
     with _naming_tokens(plan), np.errstate(all="ignore"):
         outliers: Outliers = {}

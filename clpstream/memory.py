@@ -37,8 +37,6 @@ _GROUPS = {
 def limited_to(limit: int, *, lean: bool = False) -> Iterator[None]:
     """Within this context, blocks are sized for `limit` bytes in all, and `lean` is what it is."""
     tokens = _LIMIT.set(limit), _LEAN.set(lean)
-    if lean:
-        _return_at_once()
     try:
         yield
     finally:
@@ -90,7 +88,7 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _return_at_once() -> None:
+def return_at_once() -> None:
     """From here on, have glibc give the system each large array when it is freed: it takes a tenth
     more time, and leaves no holes between others."""
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library

@@ -24,7 +24,6 @@ from clpstream.transfer import Align, Procrustes
 from clpstream.transfer.align import POOL
 
 METHODS = ("paper", "clp", "ridge", "procrustes", "align", "knn")
-ROUNDS = {"procrustes": Procrustes().rounds, "align": Align().rounds}
 
 Floats = npt.NDArray[np.float32]
 
@@ -80,16 +79,16 @@ def fit(method: str, x: Floats, y: Floats, wanted: Floats, words: Floats) -> Flo
     if method == "ridge":
         vectors = np.linalg.eigh(x.T @ x)[1].astype(np.float32)
         return vectors @ (vectors.T @ products)
-    slopes = decomposed(products)[1]
-    if method == "align":
-        slopes = regressed(x, products)
-    for _ in range(ROUNDS[method]):
-        if method == "align":
-            search(wanted @ slopes, words)
-            slopes = regressed(wanted, products)
-        else:
-            apply(x, slopes)
+    if method == "procrustes":
         slopes = decomposed(products)[1]
+        for _ in range(Procrustes().rounds):
+            apply(x, slopes)
+            slopes = decomposed(products)[1]
+        return slopes
+    slopes = decomposed(products)[1] + regressed(x, products)
+    for _ in range(Align().rounds):
+        search(wanted @ slopes, words)
+        slopes = decomposed(products)[1] + regressed(wanted, products)
     return slopes
 
 

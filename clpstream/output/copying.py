@@ -59,7 +59,7 @@ def copy_range(
     target: int,
     progress: Callable[[int], None],
     *,
-    shared: bool = True,
+    shared: bool,
 ) -> None:
     """Copy bytes of a file to where the descriptor `target` stands.
 
@@ -78,7 +78,12 @@ def copy_range(
                 offset += count
                 progress(count)
     if offset < end:
-        raise OutputError(f"{source}: it became shorter while it was copied")
+        raise became_shorter(source)
+
+
+def became_shorter(source: Path) -> OutputError:
+    """The error for a file that ends before what was to be copied."""
+    return OutputError(f"{source}: it became shorter while it was copied")
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from clpstream.errors import OutputError
 from clpstream.memory import share
-from clpstream.output.copying import copy_range, write_all
+from clpstream.output.copying import became_shorter, copy_range, write_all
 
 _PAGE = mmap.PAGESIZE
 _MOST_BYTES = 4 << 20
@@ -141,7 +140,7 @@ class _Direct:
                 room = self._buffer[self._end :][:length]
                 count = os.preadv(file.fileno(), [room], offset)
                 if count == 0:
-                    raise OutputError(f"{source}: it became shorter while it was copied")
+                    raise became_shorter(source)
                 self._filled(count)
                 offset, length = offset + count, length - count
                 done(count)

@@ -114,13 +114,14 @@ class Writing:
             out.write(shard.header)
             self._report(len(shard.header))
             for offset, part in shard.placed():
+                if isinstance(part, NewTensor):
+                    continue
+                out.seek(offset)
                 if isinstance(part, StridedTensor):
-                    out.seek(offset)
                     for block in c_order_blocks(part.span):
                         out.write(block.data.cast("B"))
                         self._report(block.nbytes)
-                elif not isinstance(part, NewTensor):
-                    out.seek(offset)
+                else:
                     out.copy(part.path, part.offset, part.length, self._report, shared=shared)
         _sync(path)
 

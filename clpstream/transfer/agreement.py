@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clpstream.device import device
-from clpstream.memory import block_bytes, lean
+from clpstream.memory import block_bytes
 from clpstream.transfer.linear import Factors, Scaled, factors, pairs_of, polar_bytes
 from clpstream.transfer.rows import Doubles, Floats, Rows
 
@@ -77,9 +77,7 @@ def agreement_of(x: Rows, y: Rows) -> Agreement:
 
 def agreement_bytes(d_helper: int, d_source: int) -> int:
     """About how much memory `agreement_of` takes."""
-    matrix = d_helper * d_source
-    fitting = polar_bytes(d_helper, d_source) + (4 if lean() else 12) * matrix
-    return max(fitting, 12 * matrix) + 3 * block_bytes()
+    return max(polar_bytes(d_helper, d_source), 12 * d_helper * d_source) + 3 * block_bytes()
 
 
 def _inverse_sums(values: Doubles) -> tuple[Floats, Floats]:

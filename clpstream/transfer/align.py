@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -135,32 +135,39 @@ class _SelfLearning:
             ours, theirs = mutual(_Turned(replace(fitted, x_mean=center), wanted), known)
             del fitted  # as large as the next one
             x, y = Selected(wanted, ours), Selected(frequent, theirs)
-            fitted = self._map(sure() + pairs_of(x, y, frames), x)
+            fitted = self._of_sure_and(x, y, partial(self._squares, x), sure, frames)
         return fitted
 
     def _of_all(self, sure: Callable[[], Pairs], anchors: Rows, frames: Frames) -> LinearMap:
         """The map of all anchors, sure or not."""
         if not len(self._unsure):
-            return self._map(sure(), None)
+            return self._map(sure(), self._sure_squares)
         x, y = Selected(self._x, self._unsure), Selected(anchors, self._unsure)
-        return self._map(sure() + pairs_of(x, y, frames), x, self._unsure_squares)
+        return self._of_sure_and(x, y, self._unsure_squares, sure, frames)
+
+    def _of_sure_and(
+        self,
+        x: Rows,
+        y: Rows,
+        squares: Callable[[], Floats],
+        sure: Callable[[], Pairs],
+        frames: Frames,
+    ) -> LinearMap:
+        """The map of the sure pairs and others, x and y, of which `squares` gives XᵀX."""
+        pairs = sure() + pairs_of(x, y, frames)
+        return self._map(pairs, lambda: self._sure_squares() + squares())
 
     def _squares(self, x: Rows) -> Floats:
         """XᵀX in the frame, in the precision that products of blocks have."""
         return gram(Framed(x, self._frame))[0].astype(np.float32)
 
-    def _map(
-        self, pairs: Pairs, more: Rows | None, squares: Callable[[], Floats] | None = None
-    ) -> LinearMap:
-        """The map of the sure pairs and some more, of which `more` are the helper's rows, and
-        `squares` XᵀX in the frame, if it is known."""
+    def _map(self, pairs: Pairs, squares: Callable[[], Floats]) -> LinearMap:
+        """The map of some pairs. squares: gives XᵀX of their rows in the frame; only once the
+        rotation is found, beside which it need not lie."""
         turned, soften = rotation(pairs), np.float32(self._method.soften)
         if soften and pairs.x_squares:
             turned.slopes[...] *= 1 - soften
-            total = self._sure_squares()
-            if more is not None:
-                total = total + (self._squares(more) if squares is None else squares())
-            _add_regression(turned.slopes, soften, pairs, total)
+            _add_regression(turned.slopes, soften, pairs, squares())
         return turned
 
 

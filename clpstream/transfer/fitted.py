@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from clpstream.memory import block_bytes, lean
+from clpstream.memory import block_bytes
 from clpstream.transfer.linear import LinearMap, MappedRows, polar_bytes
 from clpstream.transfer.method import NO_ANCHOR, directionless, finite_mean, own_anchors
 from clpstream.transfer.ridge import Ridge
@@ -74,5 +74,5 @@ class PreparedMap:
 def fit_bytes(d_helper: int, d_source: int) -> int:
     """About how much memory fitting a map, and making rows with it, takes."""
     matrix = d_helper * d_source
-    fitting = polar_bytes(d_helper, d_source) + (4 if lean() else 12) * matrix
+    fitting = polar_bytes(d_helper, d_source)
     return max(fitting, 20 * matrix, 3 * block_bytes()) + 4 * block_bytes()

@@ -31,16 +31,12 @@ def orthogonal(rows: Floats, resolution: float) -> tuple[Floats, Floats, Doubles
     rows = rows.astype(np.float32, order="C")  # a copy
     for _ in range(_MOST_SWEEPS):
         # long rows first, so that they come to stand together, and converge sooner
-        lengths = _lengths(rows)
-        order = np.argsort(-lengths, kind="stable")
-        worst = 0.0
-        for ids in _pairs(order):
-            worst = max(worst, _turn(rows, turn, ids, resolution * lengths[order[0]]))
+        order, lengths = _falling(rows)
+        worst = max(_turn(rows, turn, ids, resolution * lengths[0]) for ids in _pairs(order))
         if worst < _ORTHOGONAL:
             break
-    lengths = _lengths(rows)
-    order = np.argsort(-lengths, kind="stable")
-    return turn[order], rows[order], lengths[order]
+    order, lengths = _falling(rows)
+    return turn[order], rows[order], lengths
 
 
 def bytes_needed(rows: int, columns: int) -> int:
@@ -72,6 +68,8 @@ def _turn(rows: Floats, turn: Floats, ids: Ids, least: float) -> float:
     return worst
 
 
-def _lengths(rows: Floats) -> Doubles:
-    lengths: Doubles = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
-    return lengths
+def _falling(rows: Floats) -> tuple[Ids, Doubles]:
+    """The order of the rows by their lengths, the longest first, and these lengths in it: (n,)."""
+    lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+    order = np.argsort(-lengths, kind="stable")
+    return order, lengths[order]

@@ -18,7 +18,7 @@ from clpstream.transfer.rows import Doubles, Floats, Rows, blocks, bounds, less
 _RESOLUTION = 1e-6
 """Singular values below this part of the largest are rounding, and so are their vectors."""
 _INVERTED_WHOLE = 256
-"""Rows of which half a matrix is inverted by LAPACK, which takes seven times its memory."""
+"""Rows: halves of fewer are not made, since LAPACK's seven times their memory is little."""
 _SAMPLE = 256
 """Rows, evenly spaced, whose mean and spread stand in for those of all."""
 
@@ -295,9 +295,11 @@ def inverse(matrix: Matrix) -> Matrix:
 
 
 def polar_bytes(d_helper: int, d_source: int) -> int:
-    """About how much memory `polar` and `factors` take beside their argument and their result."""
+    """About how much memory `polar` and `factors` take, their argument and result included."""
     narrow, wide = sorted((d_helper, d_source))
-    return jacobi.bytes_needed(narrow, wide) if lean() else eigenvectors_bytes(narrow)
+    if lean():
+        return jacobi.bytes_needed(narrow, wide) + 4 * narrow * wide
+    return eigenvectors_bytes(narrow) + 12 * narrow * wide
 
 
 def eigenvectors_bytes(count: int) -> int:
