@@ -60,7 +60,7 @@ ARMS = {
     "align auto": Arm("align", convert=AUTO),
     "align rotation": Arm("align", {"soften": 0.0}, AUTO),
     "align soften=0.1": Arm("align", {"soften": 0.1}, AUTO),
-    "align soften=0.3": Arm("align", {"soften": 0.3}, AUTO),
+    "align soften=0.2": Arm("align", {"soften": 0.2}, AUTO),
     "align soften=0.5": Arm("align", {"soften": 0.5}, AUTO),
     "align no rounds": Arm("align", {"rounds": 0}, AUTO),
     "mean": Arm("mean", convert=COPY),

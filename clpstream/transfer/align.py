@@ -62,7 +62,7 @@ class Align:
     """
 
     rounds: int = 3
-    soften: float = 0.2
+    soften: float = 0.3
     name: ClassVar[str] = "align"
     reads_helper: ClassVar[bool] = True
     learns_from_wanted: ClassVar[bool] = True
