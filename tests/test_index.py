@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from clpstream.cli import cli
 from clpstream.errors import TransferError
 from clpstream.memory import limited_to
 from clpstream.transfer import NO_ANCHOR, Knn, index
+from clpstream.transfer.rows import Unit
+from clpstream.transfer.search import Queries, nearest_of
 
 ANCHORS, WANTED, WIDTH = 3000, 600, 256
 
@@ -75,6 +78,39 @@ def test_auto_is_exact_where_no_projection_finds_enough(large):
     found, report = found_by(Knn(), anchors, wanted[:200])
     assert np.array_equal(found, true_neighbors(anchors, wanted[:200], 10))
     assert report is None
+
+
+def test_the_nearest_of_some_candidates(rows):
+    """Whatever the blocks that anchors are read in; own ones and places without one come last."""
+    anchors, wanted = rows
+    generator = np.random.default_rng(0)
+    ids = generator.permuted(np.tile(np.arange(ANCHORS), (50, 1)), axis=1)[:, :40]
+    ids[:, 7] = NO_ANCHOR
+    own = np.where(generator.random(50) < 0.5, ids[:, 3], NO_ANCHOR)
+    queries = Queries(Unit(wanted, None), np.arange(50), own)
+    with limited_to(4 << 20):
+        scores, found = nearest_of(queries, Unit(anchors, None), ids, 39)
+    there = (ids != NO_ANCHOR) & (ids != own[:, None])
+    expected = np.where(there, np.take_along_axis(cosines(anchors, wanted[:50], False), ids, 1), -9)
+    order = np.argsort(-expected, axis=1)[:, :39]
+    within = np.take_along_axis(there, order, axis=1)
+    assert not within.all()
+    assert np.array_equal(found[within], np.take_along_axis(ids, order, axis=1)[within])
+    assert np.abs(scores - np.take_along_axis(expected, order, axis=1))[within].max() < 1e-6
+    assert (scores[~within] == -np.inf).all()
+
+
+def test_candidates_are_within_the_memory(rows):
+    """Many for each row take more than the rows themselves."""
+    anchors, wanted = rows[0], np.resize(rows[1], (20_000, WIDTH))
+    with limited_to(64 << 20):
+        tracemalloc.start()
+        prepared = Knn(neighbors=100, index="IVF16,Flat").prepare(anchors, wanted)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert prepared.search.candidates >= 200
+    kept = 20_000 * 100 * 8  # the result: an index and a weight of each neighbour
+    assert peak < (64 << 20) + 2 * kept
 
 
 @pytest.mark.parametrize("name", ["Flat", "IVF16,Flat", "IVF64,SQ8", "HNSW8", "IVF16,PQ4", "PQ2x4"])

@@ -49,8 +49,7 @@ def main() -> None:
     for size in given.sizes:
         with tempfile.TemporaryDirectory(dir=given.output) as directory:
             place = Path(directory)
-            save(place / "anchors.npy", np.arange(size), given.width, seed=1)
-            save(place / "wanted.npy", size + np.arange(size * 3 // 5), given.width, seed=1)
+            save(place, {"anchors": size, "wanted": size * 3 // 5}, given.width)
             for _ in range(given.rounds):
                 for index in given.indexes:
                     if size <= SLOW.get(index, size):
@@ -62,13 +61,25 @@ def main() -> None:
     print(text)
 
 
-def save(path: Path, concepts: np.ndarray, width: int, seed: int) -> None:
-    rows = np.lib.format.open_memmap(path, "w+", np.float32, (len(concepts), width))
-    start = 0
-    for block in table_blocks(concepts, width, min(LATENTS, width), seed):
-        rows[start : start + len(block)] = block
-        start += len(block)
-    rows.flush()
+def save(place: Path, counts: dict[str, int], width: int) -> None:
+    """Rows of one table, cut into files. Two tables of one seed would have the same noise, and row
+    n of one of them row n of the other for its nearest."""
+    kinds = [
+        np.lib.format.open_memmap(place / f"{kind}.npy", "w+", np.float32, (count, width))
+        for kind, count in counts.items()
+    ]
+    files = iter(kinds)
+    rows, start = next(files), 0
+    for block in table_blocks(np.arange(sum(counts.values())), width, min(LATENTS, width), seed=1):
+        while len(block):
+            if start == len(rows):
+                rows, start = next(files), 0
+            part = block[: len(rows) - start]
+            rows[start : start + len(part)] = part
+            start += len(part)
+            block = block[len(part) :]
+    for kind in kinds:
+        kind.flush()
 
 
 def alone(place: Path, index: str, given: argparse.Namespace) -> dict[str, Any]:

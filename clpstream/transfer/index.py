@@ -24,15 +24,16 @@ from clpstream.transfer.search import (
     Queries,
     kept_bytes,
     nearest,
-    rerank,
+    nearest_of,
+    query_bytes,
     search,
 )
 
 PROMISE = 0.99
 """Share of the true neighbours that "auto" finds; an index that finds fewer is warned of."""
 
-CHEAP = 1e13
-"""Multiplications up to which "auto" is exact: a few minutes of a processor's core."""
+CHEAP = 5e11
+"""Multiplications up to which "auto" is exact: a dozen seconds of a processor's core."""
 _SAMPLE = 1024
 """Rows on which recall is measured."""
 _SURE = 3
@@ -45,11 +46,14 @@ _DEPTHS = (2, 4, 8, 16, 32)
 _MOST_CANDIDATES = 1024
 _EFFORTS = tuple(4**n for n in range(6))
 """How many of its lists an index goes through, and a 16th of how many nodes of its graph."""
-_LEARNT_FROM = 8192
+_LEARNT_FROM = 4096
 """Of anchors, and of wanted rows, that tell which directions matter."""
 _PASSES = 3
-_RERANKED, _NORMALISED = 20.0, 10.0
-"""What a number costs that is read, converted and multiplied, in numbers of a matrix product."""
+_SCORED, _FOUND, _COMPARED, _READ = 35.0, 25_000.0, 17.0, 85.0
+"""What it costs, in multiplications of a matrix product: to look at a score; to keep one of the
+best so far; to multiply a number of a candidate; to read and normalise a number again."""
+_BYTES_OF_A_CANDIDATE = 64
+"""What it takes to find one, and bring it into order."""
 _GREEDY = re.compile(r"OPQ|ITQ|LSQ|RQ")
 """Parts of an index for whose training FAISS takes a large multiple of the rows it is given."""
 _NOTHING = re.compile(r"[A-Za-z]0(?!\d)")
@@ -98,12 +102,18 @@ class Searcher:
         self._index = index
         self.report = report
 
+    def blocks(self, wanted: Unit) -> Iterator[slice]:
+        """Of the wanted rows, those to search for at once: for each block, all anchors are read."""
+        if self.report is None:
+            return blocks(wanted, query_bytes(self._anchors))
+        return _searched_at_once(wanted, self.report.candidates)
+
     def nearest(self, queries: Queries) -> tuple[Doubles, Ids]:
         """Scores and ids (n, k), as `clpstream.transfer.search.nearest` gives them."""
         if self._index is None or self.report is None:
             return nearest(queries, self._anchors, self._k)
         candidates = self._index.candidates(queries, self.report.candidates)
-        scores, ids = rerank(queries, self._anchors, candidates, self._k)
+        scores, ids = nearest_of(queries, self._anchors, candidates, self._k)
         few = np.flatnonzero(scores[:, -1] == -np.inf)
         if len(few):  # the index found less than k
             scores[few], ids[few] = nearest(queries.some(few), self._anchors, self._k)
@@ -307,34 +317,65 @@ def index_bytes() -> int:
     return share(2)
 
 
+def searching_bytes() -> int:
+    """Of a projection, and of what is searched for in it."""
+    return projection_bytes() + share(8) + share(8)
+
+
+def projection_bytes() -> int:
+    """Of the anchors' components along all directions that are tried."""
+    return share(5)
+
+
+def _searched_at_once(wanted: Unit, candidates: int) -> Iterator[slice]:
+    """Blocks of wanted rows that fit into memory with their candidates."""
+    count, width = wanted.shape
+    step = max(1, share(8) // (4 * width + _BYTES_OF_A_CANDIDATE * candidates))
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
+
+
 def _projected(
     anchors: Unit, wanted: Unit, sample: _Sample, random: np.random.Generator
 ) -> Searcher:
     """The projection that costs least of those that find enough, or the exact search."""
     count, width = anchors.shape
-    exact = float(count) * wanted.shape[0] * width
-    most = min(width // 2, kept_bytes() // (2 * count), _WIDTHS[-1])
+    most = min(width // 2, projection_bytes() // (2 * count), _WIDTHS[-1])
     widths = [columns for columns in _WIDTHS if columns <= most]
-    best: tuple[float, int, SearchReport] | None = None
+    least, best = _exact_cost(anchors, wanted, sample.k), None
     if widths:
         whole = _Projection.of(anchors, _directions(anchors, wanted, widths[-1], random))
     for columns in widths:
         found = sample.recalls(whole.first(columns), sample.depths)
         for depth, (recall, sure) in zip(sample.depths, found, strict=True):
-            cost = _cost(anchors, wanted.shape[0], columns, depth)
-            if sure and cost < (exact if best is None else best[0]):
-                best = cost, columns, sample.report(f"PCA {columns}", depth, recall)
+            cost = _cost(anchors, wanted, columns, depth)
+            if sure and cost < least:
+                least, best = cost, (columns, sample.report(f"PCA {columns}", depth, recall))
     if best is None:
         return Searcher(anchors, sample.k)
-    return Searcher(anchors, sample.k, whole.first(best[1]).alone(), best[2])
+    columns, report = best
+    chosen = whole if columns == widths[-1] else whole.first(columns).alone()
+    return Searcher(anchors, sample.k, chosen, report)
 
 
-def _cost(anchors: Unit, wanted: int, columns: int, depth: int) -> float:
-    """In multiplications of a matrix product."""
+def _exact_cost(anchors: Unit, wanted: Unit, k: int) -> float:
+    """Of comparing all: anchors are read for the products, and for the best again."""
     count, width = anchors.shape
-    passes = 0.0 if isinstance(anchors, Kept) else np.ceil(4 * wanted * width / kept_bytes())
-    search = float(count) * columns * wanted
-    return search + _RERANKED * wanted * depth * width + _NORMALISED * passes * count * width
+    parts = len(list(blocks(wanted, query_bytes(anchors))))
+    searching = wanted.shape[0] * (count * (width + _SCORED) + k * _FOUND)
+    return searching + 2 * parts * _reading_cost(anchors)
+
+
+def _cost(anchors: Unit, wanted: Unit, columns: int, depth: int) -> float:
+    """Of comparing `depth` candidates from a projection."""
+    count, width = anchors.shape
+    parts = len(list(_searched_at_once(wanted, depth)))
+    each = count * (columns + _SCORED) + depth * (_FOUND + _COMPARED * width)
+    return wanted.shape[0] * each + parts * _reading_cost(anchors)
+
+
+def _reading_cost(anchors: Unit) -> float:
+    """Of reading all of them once."""
+    return 0.0 if isinstance(anchors, Kept) else _READ * anchors.shape[0] * anchors.shape[1]
 
 
 class _Projection:

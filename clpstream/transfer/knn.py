@@ -13,7 +13,14 @@ from clpstream.device import device
 from clpstream.errors import TransferError
 from clpstream.memory import block_bytes, share
 from clpstream.transfer.combination import Combined, Part, SparseWeights, compact, held_bytes
-from clpstream.transfer.index import CHEAP, Searcher, SearchReport, index_bytes, searcher
+from clpstream.transfer.index import (
+    CHEAP,
+    Searcher,
+    SearchReport,
+    index_bytes,
+    searcher,
+    searching_bytes,
+)
 from clpstream.transfer.method import NO_ANCHOR, WithMean, heaviest, own_anchors
 from clpstream.transfer.rows import (
     Doubles,
@@ -25,7 +32,7 @@ from clpstream.transfer.rows import (
     check_shapes,
     mean,
 )
-from clpstream.transfer.search import Queries, kept, kept_bytes, nearest, query_bytes
+from clpstream.transfer.search import Queries, kept, kept_bytes, nearest
 from clpstream.transfer.weights import similarity, softmax, sparsemax, sparsemax_threshold
 
 WeightRule = Literal["softmax", "sparsemax", "similarity"]
@@ -50,8 +57,8 @@ class Knn:
         "similarity": the score over the sum of scores, as in CLP-Transfer (Ostendorff & Rehm
         2023, arXiv 2301.09626), but over the k nearest, and negative scores count as 0.
     index:
-        "exact": all anchors are compared. "auto": so too, but where that takes more than a few
-        minutes of a processor's core: there among candidates that come from a projection, of
+        "exact": all anchors are compared. "auto": so too, but where that takes more than a dozen
+        seconds of a processor's core: there among candidates that come from a projection, of
         such a size that on a sample of the wanted rows 99 % of the nearest anchors are found, or
         all anchors where none is. Another string makes an index of FAISS for the candidates
         (https://github.com/facebookresearch/faiss/wiki/The-index-factory), such as
@@ -104,7 +111,7 @@ class Knn:
         search = searcher(index, units, unit_wanted, own, k)
         parts, total = [], 0
         lost = np.zeros(wanted.shape[0], bool)
-        for block in blocks(wanted, query_bytes(units)):
+        for block in search.blocks(unit_wanted):
             queries = Queries(unit_wanted, np.arange(block.start, block.stop), own[block])
             lost[block] = ~queries.rows.any(axis=1)
             alive = np.flatnonzero(~lost[block])
@@ -142,7 +149,7 @@ class Knn:
         if self.index not in _OWN_INDEXES:
             index = min(4 * anchors * d_helper, index_bytes())
         elif self.index == "auto" and anchors * missing * d_helper > CHEAP:
-            index = kept_bytes()
+            held = searching_bytes()
         return index + (
             max(held + 3 * block_bytes(), min(rows, 2 * held_bytes())) + weights + 4 * block_bytes()
         )
