@@ -71,6 +71,15 @@ def test_auto_finds_what_it_promises_of_a_large_one(rows, large):
     assert report.recall >= 0.99
 
 
+def test_rows_that_lie_in_few_dimensions(rows, large):
+    """Fewer than a projection has: the other directions are nothing, and bring nothing."""
+    turn = np.random.default_rng(1).standard_normal((20, WIDTH))
+    anchors, wanted = ((part[:, :20] @ turn).astype(np.float32) for part in rows)
+    found, report = found_by(Knn(), anchors, wanted)
+    assert report.index == "PCA 64"
+    assert recall(found, true_neighbors(anchors, wanted, 10)) > 0.999
+
+
 def test_auto_is_exact_where_no_projection_finds_enough(large):
     """Rows without structure have no directions that matter more than others."""
     generator = np.random.default_rng(0)

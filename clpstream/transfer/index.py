@@ -48,7 +48,9 @@ _EFFORTS = tuple(4**n for n in range(6))
 """How many of its lists an index goes through, and a 16th of how many nodes of its graph."""
 _LEARNT_FROM = 4096
 """Of anchors, and of wanted rows, that tell which directions matter."""
-_PASSES = 3
+_PASSES = 2
+_NO_DIRECTION = 1e-14
+"""Of the largest of the squares: what is less is rounding."""
 _SCORED, _FOUND, _COMPARED, _READ = 35.0, 25_000.0, 17.0, 85.0
 """What it costs, in multiplications of a matrix product: to look at a score; to keep one of the
 best so far; to multiply a number of a candidate; to read and normalise a number again."""
@@ -421,12 +423,12 @@ def _directions(anchors: Unit, wanted: Unit, columns: int, random: np.random.Gen
     samples = [(rows, _some(rows.shape[0], _LEARNT_FROM, random)) for rows in (anchors, wanted)]
     basis = random.standard_normal((anchors.shape[1], columns), np.float32)
     for _ in range(_PASSES):
-        basis = np.linalg.qr(basis)[0]
-        product = np.zeros_like(basis)
+        total = np.zeros(basis.shape)
         for rows, ids in samples:
             for some in np.array_split(ids, 1 + 4 * len(ids) * rows.shape[1] // block_bytes()):
                 part = rows[some]
-                product += part.T @ (part @ basis) / len(ids)
-        turned, basis = basis @ np.linalg.eigh(basis.T @ product)[1][:, ::-1], product
-    directions: Floats = np.ascontiguousarray(turned)
-    return directions
+                total += part.T @ (part @ basis) / len(ids)
+        squares, turn = np.linalg.eigh(total.T @ total)  # a QR is slow where other programs run
+        lengths = np.sqrt(np.maximum(squares, _NO_DIRECTION * squares[-1]))
+        basis = (total @ (turn / lengths)[:, ::-1]).astype(np.float32)
+    return np.ascontiguousarray(basis)
