@@ -34,7 +34,7 @@ from clpstream.memory import (
     resident_memory,
     return_at_once,
 )
-from clpstream.new_rows import Outliers, new_rows
+from clpstream.new_rows import Outliers, made_rows, new_rows
 from clpstream.output.copying import LinkMode
 from clpstream.output.files import json_bytes, write_file
 from clpstream.output.report import REPORT_FILE, Report
@@ -239,8 +239,10 @@ def _write(plan: Plan, stage: Path, progress: Progress) -> Report:
         ):
             settled = settle(with_method(plan, progress), progress)
             prepared = prepare(settled, progress)
+            made = made_rows(settled, prepared, [place.new for place in target_shards.new])
             for place in target_shards.new:
-                target_shards.write(place, new_rows(settled, prepared, place.new, outliers))
+                blocks = new_rows(settled, prepared, place.new, made, outliers)
+                target_shards.write(place, blocks)
         guarded = prepared["input"].guarded
         search = searches(prepared)
         findings = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +13,16 @@ from clpstream.origins import NO_ROW
 from clpstream.output.shards import NewTensor
 from clpstream.output.target_rows import target_rows
 from clpstream.plan import Plan
-from clpstream.transfer import Prepared, Rows, Selected, blocks, gathered, lengths, mean
+from clpstream.transfer import (
+    Prepared,
+    Rows,
+    Selected,
+    blocks,
+    gathered,
+    lengths,
+    mean,
+    rows_together,
+)
 
 Outliers = dict[str, dict[int, float]]
 """By tensor: target tokens whose made row is longer than any anchor's, and by which factor."""
@@ -23,30 +32,59 @@ _NEAREST_AT_ONCE = 64
 """Tokens whose heaviest anchors are looked for together: a method may go through all anchors."""
 
 
+def made_rows(
+    plan: Plan, prepared: Mapping[Side, Prepared], new: Iterable[NewTensor]
+) -> Iterator[Rows]:
+    """The combined tokens' rows in each plane of the tensors, one after the other; but for tensors
+    of integers, which `new_rows` copies."""
+    planes = [(side_of(prepared, tensor), plane) for tensor in new for plane in _planes(tensor)]
+    words = finite_words(plan, [plane for _, plane in planes])
+    return rows_together(
+        plan.method,
+        [
+            (prepared[side], Selected(plane, plan.origins.anchors), Selected(plane, words))
+            for side, plane in planes
+        ],
+    )
+
+
 def new_rows(
-    plan: Plan, prepared: Mapping[Side, Prepared], new: NewTensor, outliers: Outliers
+    plan: Plan,
+    prepared: Mapping[Side, Prepared],
+    new: NewTensor,
+    made: Iterator[Rows],
+    outliers: Outliers,
 ) -> Iterator[npt.NDArray[Any]]:
     """The bytes of a vocabulary tensor of the target, in blocks of rows: see `target_rows`.
 
-    Made rows that are longer than any anchor's are added to `outliers`.
+    made: gives `made_rows` of this tensor next. Made rows that are longer than any anchor's are
+    added to `outliers`.
     """
-    side = side_of(prepared, new)
-    for plane in range(new.tensor.planes):
-        source = new.tensor.plane(plane)
-        if new.tensor.span.dtype in FLOATS:
-            found = outliers.setdefault(new.tensor.name, {})
-            yield from _combined_rows(plan, prepared[side], new, source, found)
-        else:
-            yield from _copied_rows(plan, prepared[side], new, source)
+    if new.tensor.span.dtype in FLOATS:
+        found = outliers.setdefault(new.tensor.name, {})
+        for source in _planes(new):
+            yield from _combined_rows(plan, new, source, next(made), found)
+    else:
+        nearest = prepared[side_of(prepared, new)]
+        for plane in range(new.tensor.planes):
+            yield from _copied_rows(plan, nearest, new, new.tensor.plane(plane))
 
 
-def finite_words(plan: Plan, source: TensorRows) -> npt.NDArray[np.int64]:
-    """The source's frequent words, but for those whose rows are broken: the target may not need
-    them."""
-    finite = np.empty(len(plan.words), bool)
-    for block in blocks(Selected(source, plan.words)):
-        finite[block] = source.finite(source.words(plan.words[block]))
+def finite_words(plan: Plan, tables: Sequence[TensorRows]) -> npt.NDArray[np.int64]:
+    """The source's frequent words, but for those whose rows are broken in one of the tables: the
+    target may not need them."""
+    finite = np.ones(len(plan.words), bool)
+    for table in tables:
+        for block in blocks(Selected(table, plan.words)):
+            finite[block] &= table.finite(table.words(plan.words[block]))
     return plan.words[finite]
+
+
+def _planes(new: NewTensor) -> list[TensorRows]:
+    """Of a tensor whose rows can be combined."""
+    if new.tensor.span.dtype not in FLOATS:
+        return []
+    return [new.tensor.plane(plane) for plane in range(new.tensor.planes)]
 
 
 def side_of(prepared: Mapping[Side, Prepared], new: NewTensor) -> Side:
@@ -56,13 +94,12 @@ def side_of(prepared: Mapping[Side, Prepared], new: NewTensor) -> Side:
 
 
 def _combined_rows(
-    plan: Plan, prepared: Prepared, new: NewTensor, source: TensorRows, outliers: dict[int, float]
+    plan: Plan, new: NewTensor, source: TensorRows, rows: Rows, outliers: dict[int, float]
 ) -> Iterator[npt.NDArray[Any]]:
-    """The rows of one plane of a tensor."""
+    """The rows of one plane of a tensor. rows: those of the combined tokens."""
     origins = plan.origins
     anchors = Selected(source, origins.anchors)
     copied = _with_idle_rows(plan, new, source)
-    rows = prepared.rows(anchors, Selected(source, finite_words(plan, source)))
     made: list[tuple[npt.NDArray[np.int64], Rows]] = [(origins.combined, rows)]
     if origins.pieces:
         groups = [_pieces(plan, new, group) for group in origins.pieces.values()]

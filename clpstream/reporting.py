@@ -182,7 +182,7 @@ def _examples(plan: Plan, target: Rows) -> tuple[Example, ...]:
     origins, source = plan.origins, plan.source_embeddings.plane(0)
     missing = sorted([*origins.combined[origins.own == NO_ANCHOR].tolist(), *origins.pieces])
     tokens = [missing[place] for place in _telling(plan.target_vocabulary, missing)]
-    known = finite_words(plan, source)
+    known = finite_words(plan, [source])
     if not tokens or not len(known):
         return ()
     words = Selected(source, known)

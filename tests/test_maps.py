@@ -12,7 +12,7 @@ from truths import helper_and_source, relative_error, unit
 from clpstream import TransferError
 from clpstream.memory import limited_to
 from clpstream.transfer import NO_ANCHOR, Align, Procrustes
-from clpstream.transfer.align import mutual
+from clpstream.transfer.align import mutual, similarities
 from clpstream.transfer.linear import Scaled, factors, pairs_of, rotation
 
 pytestmark = pytest.mark.usefixtures("roomy_or_lean")
@@ -175,10 +175,64 @@ def test_sure_anchors_stay_in_every_round_and_unsure_ones_leave():
     x, wanted, own, source, truth = self_learning()
     made = Align(1).prepare(x, wanted, own).rows(source, truth[20:])[:]
     before = Align(0).prepare(x, wanted, own).rows(source)[:]
-    ours, theirs = mutual(centred(before), centred(truth[20:]))
+    ours, theirs = found_between(before, truth[20:])
     known, rows = np.vstack([x[:20], wanted[ours]]), np.vstack([source[:20], truth[20:][theirs]])
     expected = Align(0).prepare(known, wanted).rows(rows)[:]
     assert relative_error(made, expected).max() < 1e-4
+
+
+def two_tensors():
+    """As `self_learning`, with two tensors of the source that each have noise of their own: their
+    rows of the anchors and of words, and what the wanted rows should be."""
+    x, wanted, own, _, truth = self_learning()
+    generator = np.random.default_rng(7)
+    mistaken = np.concatenate([np.arange(50), 50 + np.random.default_rng(2).permutation(120)])
+    tables = []
+    for width in (16, 24):
+        plain = np.pad(truth, ((0, 0), (0, width - 16))) @ turn(generator, width)
+        noise = 0.7 * truth.std() * generator.standard_normal(plain.shape)
+        noisy = (plain + noise).astype(np.float32)
+        tables.append((noisy[mistaken], noisy[20:], plain[20:]))
+    return x, wanted, own, tables
+
+
+def test_pairs_are_those_that_all_tensors_tell():
+    x, wanted, own, tables = two_tensors()
+    prepared = Align(1).prepare(x, wanted, own)
+    made = Align(1).together([(prepared, source, words) for source, words, _ in tables])
+    before = [Align(0).prepare(x, wanted, own).rows(source)[:] for source, _, _ in tables]
+    spaces = zip(before, tables, strict=True)
+    scores = [similarities([(centred(rows), centred(words))]) for rows, (_, words, _) in spaces]
+    ours, theirs = mutual(scores[0] + scores[1])
+    for rows, (source, words, _) in zip(made, tables, strict=True):
+        known, their_rows = (
+            np.vstack([x[:20], wanted[ours]]),
+            np.vstack([source[:20], words[theirs]]),
+        )
+        expected = Align(0).prepare(known, wanted).rows(their_rows)[:]
+        assert relative_error(rows[:], expected).max() < 1e-4
+
+
+def test_two_tensors_tell_more_than_each_alone():
+    x, wanted, own, tables = two_tensors()
+    prepared = Align().prepare(x, wanted, own)
+    made = Align().together([(prepared, source, words) for source, words, _ in tables])
+    for rows, (source, words, truth) in zip(made, tables, strict=True):
+        alone = relative_error(prepared.rows(source, words)[:], truth).mean()
+        assert relative_error(rows[:], truth).mean() < 0.95 * alone
+
+
+def test_a_narrow_tensor_among_others_changes_nothing():
+    x, wanted, own, tables = two_tensors()
+    prepared = Align().prepare(x, wanted, own)
+    first, last = [(prepared, source, words) for source, words, _ in tables]
+    narrow = (prepared, first[1][:, :1], first[2][:, :1])
+    made = [rows[:] for rows in Align().together([first, narrow, last])]
+    assert np.array_equal(made[1], prepared.rows(narrow[1])[:])
+    expected = [rows[:] for rows in Align().together([first, last])]
+    assert np.array_equal(made[0], expected[0]) and np.array_equal(made[2], expected[1])
+    (alone,) = Align().together([first])
+    assert np.array_equal(alone[:], prepared.rows(*first[1:])[:])
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
@@ -192,6 +246,10 @@ def test_a_frequent_word_s_row_that_is_not_finite_is_refused(broken):
 
 def centred(rows):
     return Scaled(rows, rows.mean(axis=0, dtype=np.float64), 1)
+
+
+def found_between(left, right):
+    return mutual(similarities([(centred(left), centred(right))]))
 
 
 def brute_mutual(left, right):
@@ -221,7 +279,7 @@ def test_mutual_pairs_are_those_of_the_formula(sizes):
     right[:5] = left[:5] + 1
     right[7:12] += generator.standard_normal(6).astype(np.float32)  # a dense place: hubs
     expected = brute_mutual(left, right)
-    found = list(zip(*map(np.ndarray.tolist, mutual(centred(left), centred(right))), strict=True))
+    found = list(zip(*map(np.ndarray.tolist, found_between(left, right)), strict=True))
     assert found == expected
     if sizes[0] > 5:  # the hubs did matter
         cosine = unit(left - left.mean(axis=0)) @ unit(right - right.mean(axis=0)).T
@@ -232,8 +290,8 @@ def test_mutual_pairs_are_those_of_the_formula(sizes):
 def test_mutual_is_not_confused_by_a_large_mean():
     left = np.random.default_rng(1).standard_normal((400, 6)).astype(np.float32)
     right = (0.02 * left[::-1] + 1e4).astype(np.float32)
-    found = mutual(centred(left), centred(right))
-    expected = mutual(centred(left), centred(right - np.float32(1e4)))
+    found = found_between(left, right)
+    expected = found_between(left, right - np.float32(1e4))
     assert len(found[0]) > 100
     assert np.array_equal(found, expected)
 

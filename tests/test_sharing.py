@@ -172,18 +172,19 @@ def test_a_remade_row_is_knn_s_without_its_own_anchor(place: Path, name: str) ->
         assert np.allclose(done.target[name][TARGET[word]], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [EMBEDDINGS, HEAD])
-def test_a_remade_row_is_what_the_method_gives(place: Path, name: str) -> None:
+def test_a_remade_row_is_what_the_method_gives(place: Path) -> None:
     swapped = swap(place, WORDS[5:35])
     done = run(place)
     made = sorted(TARGET[word] for word in [*swapped, *ONLY_NEW])
     own = [SHARED.index(NEW[t]) if NEW[t] in SHARED else NO_ANCHOR for t in made]
     anchors = done.helper[[TARGET[word] for word in SHARED]]
     words = [token for word, token in SOURCE.items() if word in [*WORDS, *ONLY_OLD]]
-    source = done.source[name]
+    shared = [SOURCE[word] for word in SHARED]
     prepared = Align().prepare(anchors, done.helper[made], np.array(own))
-    rows = prepared.rows(source[[SOURCE[word] for word in SHARED]], source[words])[:]
-    assert np.allclose(done.target[name][made], rows, atol=1e-5)
+    sources = [done.source[name] for name in (EMBEDDINGS, HEAD)]
+    rows = Align().together([(prepared, source[shared], source[words]) for source in sources])
+    for name, expected in zip((EMBEDDINGS, HEAD), rows, strict=True):
+        assert np.allclose(done.target[name][made], expected[:], atol=1e-5)
 
 
 def test_a_remade_row_is_where_the_helper_says(place: Path) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -27,7 +27,7 @@ from clpstream.transfer.linear import (
     rotation,
     subtract_mean,
 )
-from clpstream.transfer.rows import Floats, Ids, Rows, Selected, Unit, blocks, mean
+from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, Selected, Unit, blocks, mean
 
 POOL = 3000
 """Tokens of each side that are paired: the most frequent ones, whose rows are trained best."""
@@ -73,11 +73,24 @@ class Align:
         if not 0 <= self.soften <= 1:
             raise TransferError(f"soften is {self.soften}; it must be from 0 to 1")
 
-    def prepare(self, anchors: Rows, wanted: Rows, own: Ids | None = None) -> PreparedMap:
+    def prepare(
+        self, anchors: Rows, wanted: Rows, own: Ids | None = None
+    ) -> PreparedMap[SelfLearning]:
         """See `Method.prepare`."""
-        return PreparedMap(
-            lambda x, sure, wanted: _SelfLearning(self, x, sure, wanted), anchors, wanted, own
-        )
+        return PreparedMap(partial(SelfLearning, self), anchors, wanted, own)
+
+    def together(
+        self, tables: Sequence[tuple[PreparedMap[SelfLearning], Rows, Rows]]
+    ) -> Iterator[Rows]:
+        """The wanted rows of several tensors of one source: of each, what it follows, and its rows
+        of the anchors and of frequent words, as for `Prepared.rows`.
+
+        Two tokens that mean the same do so in all tensors: pairs are looked for in all together.
+        """
+        wide = [table for table in tables if table[0].fits(table[1])]
+        maps = _maps(self, [_View(of.fit, anchors, words) for of, anchors, words in wide])
+        for of, anchors, words in tables:
+            yield of.mapped(next(maps)) if of.fits(anchors) else of.rows(anchors, words)
 
     def fewest(self, d_helper: int, d_source: int) -> int:
         """See `Method.fewest`. With fewer, some directions turn anywhere."""
@@ -96,79 +109,102 @@ class Align:
             regression = 20 * square + 8 * matrix + 4 * block_bytes()
             most = max(fit_bytes(d_helper, d_source), finding, regression)
         else:
-            kept = 12 * square + 8 * matrix
+            kept = 12 * square + 12 * matrix
             most = kept + max(fit_bytes(d_helper, d_source), finding)
         return most + 32 * anchors + missing
 
 
-class _SelfLearning:
+class SelfLearning:
     """Fits maps with `Align`'s parameters. What the helper's anchors give is kept: it is the same
     for all tensors."""
 
     def __init__(self, method: Align, x: Rows, sure: Ids, wanted: Rows) -> None:
-        self._method = method
-        self._x = x
-        self._sure = sure
-        self._unsure = np.setdiff1d(np.arange(x.shape[0]), sure)
-        self._wanted = wanted
-        self._frame = Frame.of(x)
-        self._sure_squares = _kept(lambda: self._squares(Selected(x, self._sure)))
-        self._unsure_squares = _kept(lambda: self._squares(Selected(x, self._unsure)))
+        self.method = method
+        self.x = x
+        self.sure = sure
+        self.unsure = np.setdiff1d(np.arange(x.shape[0]), sure)
+        self.wanted = wanted
+        self.frame = Frame.of(x)
+        self.sure_squares = _kept(lambda: self.squares(Selected(x, self.sure)))
+        self.unsure_squares = _kept(lambda: self.squares(Selected(x, self.unsure)))
 
     def __call__(self, anchors: Rows, words: Rows | None) -> LinearMap:
-        frames = Frames(self._frame, Frame.of(anchors))
-        sure = _kept(
-            lambda: pairs_of(Selected(self._x, self._sure), Selected(anchors, self._sure), frames)
+        """See `Fit`."""
+        return next(_maps(self.method, [_View(self, anchors, words)]))
+
+    def squares(self, x: Rows) -> Floats:
+        """XᵀX in the frame, in the precision that products of blocks have."""
+        return gram(Framed(x, self.frame))[0].astype(np.float32)
+
+
+class _View:
+    """A tensor of the source, with what its rows follow."""
+
+    def __init__(self, helper: SelfLearning, anchors: Rows, words: Rows | None) -> None:
+        self._helper = helper
+        self._anchors = anchors
+        self._frames = Frames(helper.frame, Frame.of(anchors))
+        sure = helper.sure
+        self._sure = _kept(
+            lambda: pairs_of(Selected(helper.x, sure), Selected(anchors, sure), self._frames)
         )
-        fitted = self._of_all(sure, anchors, frames)
-        if words is None:
-            return fitted
-        wanted, frequent = _pool(self._wanted), _pool(words)
-        if not (wanted.shape[0] and frequent.shape[0]):
-            return fitted
-        center, other = mean(wanted), mean(frequent)
+        self._wanted = _pool(helper.wanted)
+        nothing = np.empty((0, anchors.shape[1]), np.float32)
+        self._frequent = _pool(nothing if words is None else words)
+
+    @property
+    def pools(self) -> bool:
+        """Whether there are wanted tokens and words to pair."""
+        return bool(self._wanted.shape[0] and self._frequent.shape[0])
+
+    def fit(self, found: tuple[Ids, Ids] | None) -> LinearMap:
+        """The map of all anchors; or if pairs of the pools were found, of these and the sure
+        anchors."""
+        helper = self._helper
+        if found is None:
+            if not len(helper.unsure):
+                return self._map(self._sure(), helper.sure_squares)
+            x, y = Selected(helper.x, helper.unsure), Selected(self._anchors, helper.unsure)
+            squares = helper.unsure_squares
+        else:
+            x, y = Selected(self._wanted, found[0]), Selected(self._frequent, found[1])
+            squares = partial(helper.squares, x)
+        pairs = self._sure() + pairs_of(x, y, self._frames)
+        return self._map(pairs, lambda: helper.sure_squares() + squares())
+
+    def turned(self, found: tuple[Ids, Ids] | None) -> tuple[Rows, Rows]:
+        """The pools' rows less their means, the wanted ones turned by the map of what was found:
+        block by block, since held, they would lie beside their cosines."""
+        center, other = self._means
+        fitted = replace(self.fit(found), x_mean=center)
+        return _Turned(fitted, self._wanted), Scaled(self._frequent, other, 1)
+
+    @cached_property
+    def _means(self) -> tuple[Doubles, Doubles]:
+        center, other = mean(self._wanted), mean(self._frequent)
         if not np.isfinite(other).all():  # as a sum in float64 is if all rows are
             raise TransferError("a frequent token's row in the source has NaN or Inf; repair it")
-        known = Scaled(frequent, other, 1)
-        for _ in range(self._method.rounds):
-            # turned block by block: held, their rows would lie beside their cosines
-            ours, theirs = mutual(_Turned(replace(fitted, x_mean=center), wanted), known)
-            del fitted  # as large as the next one
-            x, y = Selected(wanted, ours), Selected(frequent, theirs)
-            fitted = self._of_sure_and(x, y, partial(self._squares, x), sure, frames)
-        return fitted
-
-    def _of_all(self, sure: Callable[[], Pairs], anchors: Rows, frames: Frames) -> LinearMap:
-        """The map of all anchors, sure or not."""
-        if not len(self._unsure):
-            return self._map(sure(), self._sure_squares)
-        x, y = Selected(self._x, self._unsure), Selected(anchors, self._unsure)
-        return self._of_sure_and(x, y, self._unsure_squares, sure, frames)
-
-    def _of_sure_and(
-        self,
-        x: Rows,
-        y: Rows,
-        squares: Callable[[], Floats],
-        sure: Callable[[], Pairs],
-        frames: Frames,
-    ) -> LinearMap:
-        """The map of the sure pairs and others, x and y, of which `squares` gives XᵀX."""
-        pairs = sure() + pairs_of(x, y, frames)
-        return self._map(pairs, lambda: self._sure_squares() + squares())
-
-    def _squares(self, x: Rows) -> Floats:
-        """XᵀX in the frame, in the precision that products of blocks have."""
-        return gram(Framed(x, self._frame))[0].astype(np.float32)
+        return center, other
 
     def _map(self, pairs: Pairs, squares: Callable[[], Floats]) -> LinearMap:
         """The map of some pairs. squares: gives XᵀX of their rows in the frame; only once the
         rotation is found, beside which it need not lie."""
-        turned, soften = rotation(pairs), np.float32(self._method.soften)
+        turned, soften = rotation(pairs), np.float32(self._helper.method.soften)
         if soften and pairs.x_squares:
             turned.slopes[...] *= 1 - soften
             _add_regression(turned.slopes, soften, pairs, squares())
         return turned
+
+
+def _maps(method: Align, views: list[_View]) -> Iterator[LinearMap]:
+    """The map of each view, fitted on pairs that are found in all of them. A view is given up with
+    its map: what it has kept goes with it."""
+    found = None
+    if all(view.pools for view in views):
+        for _ in range(method.rounds):
+            found = mutual(similarities(view.turned(found) for view in views))
+    while views:
+        yield views.pop(0).fit(found)
 
 
 def _kept(make: Callable[[], Found]) -> Callable[[], Found]:
@@ -212,34 +248,39 @@ class _Turned:
         return self._fitted.turned(self._rows[index])
 
 
-def mutual(left: Rows, right: Rows) -> tuple[Ids, Ids]:
-    """Places (k,) in left (n, d) and in right (m, d) of rows that are each other's nearest.
+def mutual(scores: Floats) -> tuple[Ids, Ids]:
+    """Lines (k,) and columns (k,) of similarities (n, m) that are each other's nearest.
 
-    The rows are less their means. By their cosine, with hubs held back by cross-domain similarity
-    local scaling (Conneau et al. 2018, arXiv 1710.04087): twice the cosine, less each row's mean
-    cosine with its ten nearest rows of the other side.
+    Hubs are held back by cross-domain similarity local scaling (Conneau et al. 2018, arXiv
+    1710.04087): twice the similarity, less each line's and column's mean of its ten largest.
     """
-    scores = _cosines(left, right)
     of_left, of_right = _closeness(scores), _closeness(scores.T)
     nearest, back = _nearest(scores, of_right), _nearest(scores.T, of_left)
     found = np.flatnonzero(back[nearest] == np.arange(len(nearest)))
     return found, nearest[found]
 
 
-def _cosines(left: Rows, right: Rows) -> Floats:
-    """Of all rows on the left (n, d) with all on the right (m, d): (n, m). The left ones are made
-    once, the right ones read for each block of them."""
-    scores = np.empty((left.shape[0], right.shape[0]), np.float32)
-    left, right = Unit(left, None), Unit(right, None)
-    for ours in blocks(left):
-        rows = left[ours]
-        for theirs in blocks(right):
-            scores[ours, theirs] = device().arrays.product(rows, right[theirs].T)
+def similarities(spaces: Iterable[tuple[Rows, Rows]]) -> Floats:
+    """Cosines (n, m) of all rows on the left (n, d) with all on the right (m, d), added up over
+    spaces. The left ones are made once, the right ones read for each block of them."""
+    scores = np.zeros((0, 0), np.float32)
+    for left, right in spaces:
+        if not scores.size:
+            scores = np.zeros((left.shape[0], right.shape[0]), np.float32)
+        _add_cosines(scores, Unit(left, None), Unit(right, None))
+        del left, right  # a map lies behind them, as large as the next one
     return scores
 
 
+def _add_cosines(scores: Floats, left: Unit, right: Unit) -> None:
+    for ours in blocks(left):
+        rows = left[ours]
+        for theirs in blocks(right):
+            scores[ours, theirs] += device().arrays.product(rows, right[theirs].T)
+
+
 def _closeness(scores: Floats) -> Floats:
-    """The mean of each row's ten largest scores, (n,)."""
+    """The mean of each line's ten largest scores, (n,)."""
     count = min(_NEIGHBORHOOD, scores.shape[1])
     closeness = np.empty(len(scores), np.float32)
     for block in blocks(scores):
@@ -249,7 +290,7 @@ def _closeness(scores: Floats) -> Floats:
 
 
 def _nearest(scores: Floats, closeness: Floats) -> Ids:
-    """The place of each row's largest score, doubled, less the closeness of the other side."""
+    """The place of each line's largest score, doubled, less the closeness of the other side."""
     places = np.empty(len(scores), np.int64)
     for block in blocks(scores):
         places[block] = (2 * scores[block] - closeness).argmax(axis=1)

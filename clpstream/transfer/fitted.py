@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -34,15 +34,21 @@ class Fit(Protocol):
         ...
 
 
-MakeFit = Callable[[Rows, Ids, Rows], Fit]
-"""From the helper's rows of the anchors (n_anchors, d_helper), the anchors that are no wanted token
-(n_sure,), and the rows of the wanted tokens (n_wanted, d_helper)."""
+AnyFit = TypeVar("AnyFit", bound=Fit)
 
 
-class PreparedMap:
+class PreparedMap(Generic[AnyFit]):
     """See `Prepared`."""
 
-    def __init__(self, make_fit: MakeFit, anchors: Rows, wanted: Rows, own: Ids | None) -> None:
+    def __init__(
+        self,
+        make_fit: Callable[[Rows, Ids, Rows], AnyFit],
+        anchors: Rows,
+        wanted: Rows,
+        own: Ids | None,
+    ) -> None:
+        """make_fit: from the helper's rows of the anchors (n_anchors, d_helper), the anchors that
+        are no wanted token (n_sure,), and the rows of the wanted tokens (n_wanted, d_helper)."""
         check_shapes(anchors, wanted)
         self._anchors = anchors
         self._wanted = wanted
@@ -52,14 +58,23 @@ class PreparedMap:
         self.guarded = {"no direction in the helper": np.flatnonzero(self._lost)}
         unsure = self._own[self._own != NO_ANCHOR]
         sure = np.setdiff1d(np.arange(anchors.shape[0]), unsure)
-        self._fit = make_fit(anchors, sure, wanted)
+        self.fit = make_fit(anchors, sure, wanted)
 
     def rows(self, anchors: Rows, words: Rows | None = None) -> Rows:
         """See `Prepared.rows`."""
-        check_count(anchors, self._anchors.shape[0])
-        if anchors.shape[1] < _NARROWEST:
+        if not self.fits(anchors):
             return Ridge().prepare(self._anchors, self._wanted, self._own).rows(anchors)
-        return MappedRows(self._fit(anchors, words), self._wanted, self._lost)
+        return self.mapped(self.fit(anchors, words))
+
+    def fits(self, anchors: Rows) -> bool:
+        """Whether a tensor's rows are a space that can be turned. Raises TransferError if there is
+        not one row for each anchor."""
+        check_count(anchors, self._anchors.shape[0])
+        return anchors.shape[1] >= _NARROWEST
+
+    def mapped(self, fitted: LinearMap) -> Rows:
+        """The wanted rows (n_wanted, d_source), by a map of `fit`."""
+        return MappedRows(fitted, self._wanted, self._lost)
 
     def nearest(self, rows: Sequence[int], top: int) -> list[tuple[Ids, Doubles]]:
         """See `Prepared.nearest`: a map has no weights, so positive cosines in the helper."""

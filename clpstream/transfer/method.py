@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,7 +55,8 @@ class Prepared(Protocol):
 class Method(Protocol):
     """A rule that makes the rows of wanted tokens from anchors' rows.
 
-    One whose rows depend on which other tokens are wanted has `learns_from_wanted`, true.
+    One whose rows depend on which other tokens are wanted has `learns_from_wanted`, true. One that
+    learns more from several tensors than from each has `together`, as `Align.together`.
     """
 
     @property
@@ -93,6 +94,15 @@ class Method(Protocol):
     def working_bytes(self, anchors: int, missing: int, d_helper: int, d_source: int) -> int:
         """About how much memory preparing and making rows takes."""
         ...
+
+
+def rows_together(method: Method, tables: Sequence[tuple[Prepared, Rows, Rows]]) -> Iterator[Rows]:
+    """The wanted rows of several tensors of one source, one after the other: of each, the method
+    prepared on what it follows, and what `Prepared.rows` takes."""
+    together: Callable[..., Iterator[Rows]] | None = getattr(method, "together", None)
+    if together is not None:
+        return together(tables)
+    return (prepared.rows(anchors, words) for prepared, anchors, words in tables)
 
 
 def own_anchors(own: Ids | None, wanted: int, anchors: int) -> Ids:

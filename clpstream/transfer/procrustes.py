@@ -56,7 +56,9 @@ class Procrustes:
         if type(self.rounds) is not int or self.rounds < 0:
             raise TransferError(f"rounds is {self.rounds}; it must be a number from 0 up")
 
-    def prepare(self, anchors: Rows, wanted: Rows, own: Ids | None = None) -> PreparedMap:
+    def prepare(
+        self, anchors: Rows, wanted: Rows, own: Ids | None = None
+    ) -> PreparedMap[_Trimming]:
         """See `Method.prepare`."""
         return PreparedMap(lambda x, _sure, _wanted: _Trimming(self, x), anchors, wanted, own)
 
