@@ -17,6 +17,7 @@ from clpstream.transfer import (
     Prepared,
     Rows,
     Selected,
+    Table,
     blocks,
     gathered,
     lengths,
@@ -37,15 +38,18 @@ def made_rows(
 ) -> Iterator[Rows]:
     """The combined tokens' rows in each plane of the tensors, one after the other; but for tensors
     of integers, which `new_rows` copies."""
-    planes = [(side_of(prepared, tensor), plane) for tensor in new for plane in _planes(tensor)]
+    planes = [(tensor, plane) for tensor in new for plane in _planes(tensor)]
     words = finite_words(plan, [plane for _, plane in planes])
-    return rows_together(
-        plan.method,
-        [
-            (prepared[side], Selected(plane, plan.origins.anchors), Selected(plane, words))
-            for side, plane in planes
-        ],
-    )
+    tables = [
+        Table(
+            prepared[side_of(prepared, tensor)],
+            Selected(plane, plan.origins.anchors),
+            Selected(plane, words),
+            head=tensor.tensor.role in _HEADS,
+        )
+        for tensor, plane in planes
+    ]
+    return rows_together(plan.method, tables)
 
 
 def new_rows(

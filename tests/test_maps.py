@@ -11,7 +11,7 @@ from truths import helper_and_source, relative_error, unit
 
 from clpstream import TransferError
 from clpstream.memory import limited_to
-from clpstream.transfer import NO_ANCHOR, Align, Procrustes
+from clpstream.transfer import NO_ANCHOR, Align, Procrustes, Table
 from clpstream.transfer.align import mutual, similarities
 from clpstream.transfer.linear import Scaled, factors, pairs_of, rotation
 
@@ -199,7 +199,7 @@ def two_tensors():
 def test_pairs_are_those_that_all_tensors_tell():
     x, wanted, own, tables = two_tensors()
     prepared = Align(1).prepare(x, wanted, own)
-    made = Align(1).together([(prepared, source, words) for source, words, _ in tables])
+    made = Align(1).together([Table(prepared, *table[:2]) for table in tables])
     before = [Align(0).prepare(x, wanted, own).rows(source)[:] for source, _, _ in tables]
     spaces = zip(before, tables, strict=True)
     scores = [similarities([(centred(rows), centred(words))]) for rows, (_, words, _) in spaces]
@@ -216,7 +216,7 @@ def test_pairs_are_those_that_all_tensors_tell():
 def test_two_tensors_tell_more_than_each_alone():
     x, wanted, own, tables = two_tensors()
     prepared = Align().prepare(x, wanted, own)
-    made = Align().together([(prepared, source, words) for source, words, _ in tables])
+    made = Align().together([Table(prepared, *table[:2]) for table in tables])
     for rows, (source, words, truth) in zip(made, tables, strict=True):
         alone = relative_error(prepared.rows(source, words)[:], truth).mean()
         assert relative_error(rows[:], truth).mean() < 0.95 * alone
@@ -225,14 +225,25 @@ def test_two_tensors_tell_more_than_each_alone():
 def test_a_narrow_tensor_among_others_changes_nothing():
     x, wanted, own, tables = two_tensors()
     prepared = Align().prepare(x, wanted, own)
-    first, last = [(prepared, source, words) for source, words, _ in tables]
-    narrow = (prepared, first[1][:, :1], first[2][:, :1])
+    first, last = [Table(prepared, *table[:2]) for table in tables]
+    narrow = Table(prepared, first.anchors[:, :1], first.words[:, :1])
     made = [rows[:] for rows in Align().together([first, narrow, last])]
-    assert np.array_equal(made[1], prepared.rows(narrow[1])[:])
+    assert np.array_equal(made[1], prepared.rows(narrow.anchors)[:])
     expected = [rows[:] for rows in Align().together([first, last])]
     assert np.array_equal(made[0], expected[0]) and np.array_equal(made[2], expected[1])
     (alone,) = Align().together([first])
-    assert np.array_equal(alone[:], prepared.rows(*first[1:])[:])
+    assert np.array_equal(alone[:], prepared.rows(first.anchors, first.words)[:])
+
+
+def test_a_head_is_softened_by_a_third():
+    x, wanted, own, tables = two_tensors()
+    given = [
+        Table(Align().prepare(x, wanted, own), *table[:2], head=head)
+        for table, head in zip(tables, (False, True), strict=True)
+    ]
+    _, made = Align(rounds=0).together(given)
+    expected = Align(rounds=0, soften=0.1).prepare(x, wanted, own).rows(tables[1][0])[:]
+    assert relative_error(made[:], expected).max() < 1e-5
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])

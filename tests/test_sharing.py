@@ -13,7 +13,7 @@ from make import write_tokenizer as tokenizer
 
 import clpstream
 from clpstream import Align
-from clpstream.transfer import NO_ANCHOR
+from clpstream.transfer import NO_ANCHOR, Table
 
 EMBEDDINGS, HEAD, TABLE = "model.embed_tokens.weight", "lm_head.weight", "wte.weight"
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -181,8 +181,12 @@ def test_a_remade_row_is_what_the_method_gives(place: Path) -> None:
     words = [token for word, token in SOURCE.items() if word in [*WORDS, *ONLY_OLD]]
     shared = [SOURCE[word] for word in SHARED]
     prepared = Align().prepare(anchors, done.helper[made], np.array(own))
-    sources = [done.source[name] for name in (EMBEDDINGS, HEAD)]
-    rows = Align().together([(prepared, source[shared], source[words]) for source in sources])
+    rows = Align().together(
+        [
+            Table(prepared, done.source[name][shared], done.source[name][words], head=name == HEAD)
+            for name in (EMBEDDINGS, HEAD)
+        ]
+    )
     for name, expected in zip((EMBEDDINGS, HEAD), rows, strict=True):
         assert np.allclose(done.target[name][made], expected[:], atol=1e-5)
 

@@ -12,7 +12,7 @@ from clpstream.transfer.gaussian import Random
 from clpstream.transfer.index import PROMISE, SearchReport
 from clpstream.transfer.knn import Knn
 from clpstream.transfer.mean import Mean
-from clpstream.transfer.method import NO_ANCHOR, Method, Prepared, rows_together
+from clpstream.transfer.method import NO_ANCHOR, Method, Prepared, Table, rows_together
 from clpstream.transfer.omp import Omp
 from clpstream.transfer.procrustes import Procrustes
 from clpstream.transfer.ridge import Ridge
@@ -52,6 +52,7 @@ __all__ = [
     "SearchReport",
     "Selected",
     "Subword",
+    "Table",
     "Unit",
     "agreement_bytes",
     "agreement_of",

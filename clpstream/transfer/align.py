@@ -27,6 +27,7 @@ from clpstream.transfer.linear import (
     rotation,
     subtract_mean,
 )
+from clpstream.transfer.method import Table
 from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, Selected, Unit, blocks, mean
 
 POOL = 3000
@@ -35,6 +36,9 @@ _NEIGHBORHOOD = 10
 """Neighbours whose mean similarity tells a hub (CSLS, Conneau et al. 2018)."""
 _PENALTY = 1.0
 """Of the regression, in units of XᵀX's mean eigenvalue."""
+
+_OF_A_HEAD = 1 / 3
+"""Of `soften`, for an output head beside input embeddings."""
 
 Found = TypeVar("Found")
 
@@ -55,6 +59,10 @@ class Align:
         keep their rows. It is the self-learning of Artetxe, Labaka & Agirre (2018, arXiv
         1805.06297): tokens that are written alike in two languages often mean different things, and
         a few hundred that don't are enough to begin with.
+
+    In a source that has input embeddings and an output head, two tokens that mean the same do so in
+    both: their cosines are added up before the nearest are taken. The head is softened by a third:
+    its rows' lengths are the logits', and shorter ones cost more than they gain (bench/quality).
 
     The row of a shared token comes from the same map. Tensors of fewer than eight columns are made
     by `Ridge`, and a token whose helper row has no direction gets the mean, as in `Procrustes`.
@@ -79,18 +87,31 @@ class Align:
         """See `Method.prepare`."""
         return PreparedMap(partial(SelfLearning, self), anchors, wanted, own)
 
-    def together(
-        self, tables: Sequence[tuple[PreparedMap[SelfLearning], Rows, Rows]]
-    ) -> Iterator[Rows]:
-        """The wanted rows of several tensors of one source: of each, what it follows, and its rows
-        of the anchors and of frequent words, as for `Prepared.rows`.
-
-        Two tokens that mean the same do so in all tensors: pairs are looked for in all together.
-        """
-        wide = [table for table in tables if table[0].fits(table[1])]
-        maps = _maps(self, [_View(of.fit, anchors, words) for of, anchors, words in wide])
-        for of, anchors, words in tables:
-            yield of.mapped(next(maps)) if of.fits(anchors) else of.rows(anchors, words)
+    def together(self, tables: Sequence[Table]) -> Iterator[Rows]:
+        """The wanted rows of several tensors of one source, one after the other; each is prepared
+        by this method."""
+        made: list[tuple[PreparedMap[SelfLearning], Table]] = []
+        for table in tables:
+            assert isinstance(table.prepared, PreparedMap)
+            made.append((table.prepared, table))
+        maps = _maps(
+            self,
+            [
+                _View(
+                    prepared.fit,
+                    table.anchors,
+                    table.words,
+                    self.soften * _OF_A_HEAD if table.head else self.soften,
+                )
+                for prepared, table in made
+                if prepared.fits(table.anchors)
+            ],
+        )
+        for prepared, table in made:
+            if prepared.fits(table.anchors):
+                yield prepared.mapped(next(maps))
+            else:
+                yield prepared.rows(table.anchors)
 
     def fewest(self, d_helper: int, d_source: int) -> int:
         """See `Method.fewest`. With fewer, some directions turn anywhere."""
@@ -130,7 +151,7 @@ class SelfLearning:
 
     def __call__(self, anchors: Rows, words: Rows | None) -> LinearMap:
         """See `Fit`."""
-        return next(_maps(self.method, [_View(self, anchors, words)]))
+        return next(_maps(self.method, [_View(self, anchors, words, self.method.soften)]))
 
     def squares(self, x: Rows) -> Floats:
         """XᵀX in the frame, in the precision that products of blocks have."""
@@ -138,11 +159,14 @@ class SelfLearning:
 
 
 class _View:
-    """A tensor of the source, with what its rows follow."""
+    """A tensor of the source, with what its rows follow. soften: as `Align.soften`, for it only."""
 
-    def __init__(self, helper: SelfLearning, anchors: Rows, words: Rows | None) -> None:
+    def __init__(
+        self, helper: SelfLearning, anchors: Rows, words: Rows | None, soften: float
+    ) -> None:
         self._helper = helper
         self._anchors = anchors
+        self._soften = np.float32(soften)
         self._frames = Frames(helper.frame, Frame.of(anchors))
         sure = helper.sure
         self._sure = _kept(
@@ -189,7 +213,7 @@ class _View:
     def _map(self, pairs: Pairs, squares: Callable[[], Floats]) -> LinearMap:
         """The map of some pairs. squares: gives XᵀX of their rows in the frame; only once the
         rotation is found, beside which it need not lie."""
-        turned, soften = rotation(pairs), np.float32(self._helper.method.soften)
+        turned, soften = rotation(pairs), self._soften
         if soften and pairs.x_squares:
             turned.slopes[...] *= 1 - soften
             _add_regression(turned.slopes, soften, pairs, squares())

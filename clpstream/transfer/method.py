@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,6 +53,20 @@ class Prepared(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Table:
+    """A tensor of the source, and what its rows follow.
+
+    prepared: the method, prepared on one of the helper's tables. anchors, words: the tensor's rows,
+    as for `Prepared.rows`. head: whether it is an output head beside input embeddings.
+    """
+
+    prepared: Prepared
+    anchors: Rows
+    words: Rows | None = None
+    head: bool = False
+
+
 class Method(Protocol):
     """A rule that makes the rows of wanted tokens from anchors' rows.
 
@@ -96,13 +111,14 @@ class Method(Protocol):
         ...
 
 
-def rows_together(method: Method, tables: Sequence[tuple[Prepared, Rows, Rows]]) -> Iterator[Rows]:
-    """The wanted rows of several tensors of one source, one after the other: of each, the method
-    prepared on what it follows, and what `Prepared.rows` takes."""
-    together: Callable[..., Iterator[Rows]] | None = getattr(method, "together", None)
-    if together is not None:
-        return together(tables)
-    return (prepared.rows(anchors, words) for prepared, anchors, words in tables)
+def rows_together(method: Method, tables: Sequence[Table]) -> Iterator[Rows]:
+    """The wanted rows of several tensors of one source, one after the other."""
+    together: Callable[[Sequence[Table]], Iterator[Rows]] = getattr(method, "together", _one_by_one)
+    return together(tables)
+
+
+def _one_by_one(tables: Sequence[Table]) -> Iterator[Rows]:
+    return (table.prepared.rows(table.anchors, table.words) for table in tables)
 
 
 def own_anchors(own: Ids | None, wanted: int, anchors: int) -> Ids:
