@@ -264,8 +264,7 @@ def _write(plan: Plan, stage: Path, progress: Progress) -> Report:
 def _scattered(plan: Plan) -> list[TensorSpan]:
     """The tensors of which many rows are going to be read: those of the helper, which is read
     first, and of the source, unless it shares next to nothing with the target."""
-    helper = [tensor.span for tensor in (plan.embeddings, plan.head) if tensor is not None]
-    return helper + [
+    return [table.span for table in plan.helper_tables] + [
         new.tensor.span
         for new in plan.new.values()
         if len(plan.origins.anchors) * _MANY > new.tensor.rows
@@ -285,8 +284,7 @@ def _naming_tokens(plan: Plan) -> Iterator[None]:
     try:
         yield
     except NotFiniteError as error:
-        helper = [table for table in (plan.embeddings, plan.head) if table is not None]
-        from_helper = error.where in [str(table.span) for table in helper]
+        from_helper = error.where in [str(table.span) for table in plan.helper_tables]
         vocabulary = plan.helper_vocabulary if from_helper else plan.source_vocabulary
         if error.row >= vocabulary.size:  # a row behind the vocabulary
             raise

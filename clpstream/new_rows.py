@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -27,7 +28,9 @@ from clpstream.transfer import (
 
 Outliers = dict[str, dict[int, float]]
 """By tensor: target tokens whose made row is longer than any anchor's, and by which factor."""
-Side = Literal["input", "head"]
+Side = Literal["input", "head", "beside"]
+"""A table of the helper: what input embeddings follow, what a head does, and one that is beside the
+first and only tells which tokens mean the same."""
 _HEADS = ("output head", "head bias")
 _NEAREST_AT_ONCE = 64
 """Tokens whose heaviest anchors are looked for together: a method may go through all anchors."""
@@ -49,7 +52,11 @@ def made_rows(
         )
         for tensor, plane in planes
     ]
-    return rows_together(plan.method, tables)
+    if "beside" in prepared:
+        plane = plan.source_embeddings.plane(0)
+        anchors, known = Selected(plane, plan.origins.anchors), Selected(plane, words)
+        tables.append(Table(prepared["beside"], anchors, known))
+    return islice(rows_together(plan.method, tables), len(planes))
 
 
 def new_rows(

@@ -76,7 +76,8 @@ class Plan:
 
     new: the vocabulary tensors by name. helper: None if its rows don't matter, and then so is
     embeddings, its input embeddings; or its output head, if it has one of its own where the source
-    has one table for both. head: its output head, where it and the source have their own.
+    has one table for both, and beside its input embeddings, which then only tell what tokens mean.
+    head: its output head, where it and the source have their own.
     words: ids of the source's most frequent words, the most frequent first.
     method: to be chosen among CHOICES if `automatic`. mrr: what it was chosen by, once it is: the
     mean reciprocal rank by method (see `clpstream.evaluate`).
@@ -94,6 +95,7 @@ class Plan:
     new: Mapping[str, NewTensor]
     embeddings: VocabularyTensor | None
     head: VocabularyTensor | None
+    beside: VocabularyTensor | None
     tied: bool
     origins: Origins
     spare: npt.NDArray[np.int64]
@@ -117,6 +119,12 @@ class Plan:
         """The source's input embeddings; what a user named, where nothing else is known."""
         tensors = [new.tensor for new in self.new.values()]
         return next((t for t in tensors if t.role == "input embeddings"), tensors[0])
+
+    @property
+    def helper_tables(self) -> list[VocabularyTensor]:
+        """Those of the helper's that are read."""
+        tables = (self.embeddings, self.head, self.beside)
+        return [table for table in tables if table is not None]
 
     @property
     def inputs(self) -> list[Path]:
@@ -194,14 +202,16 @@ def make_plan(
     embeddings = None if small is None else input_embeddings(small)
     old, known = read_vocabulary(big.directory), read_vocabulary(helper)
     tied = is_tied(tensors)
-    head, unread = None, []
+    head, beside, unread = None, None, []
     if small is not None and embeddings is not None:
         head = own_head(small, embeddings)
         unread = [] if head is not None else helper_warnings(small, embeddings)
         check_helper(embeddings, known)
     if tied and head is not None:
         # one table is head and input: what it says as a head counts more. The paper has the input
-        embeddings, head = embeddings if isinstance(rule, Clp) else head, None
+        if not isinstance(rule, Clp):
+            embeddings, beside = head, embeddings
+        head = None
     new = known if tokenizer is None else read_vocabulary(tokenizer)
     source_rows = min(tensor.rows for tensor in tensors)
     check_source(tensors, old)
@@ -233,6 +243,7 @@ def make_plan(
         new=made,
         embeddings=embeddings,
         head=head,
+        beside=beside,
         tied=tied,
         origins=origins,
         spare=_spare(old, base_rows),

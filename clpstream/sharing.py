@@ -13,6 +13,7 @@ from clpstream.new_rows import Side
 from clpstream.plan import Plan, Sharing
 from clpstream.progress import Progress, Update
 from clpstream.transfer import (
+    Agreement,
     Prepared,
     Procrustes,
     Rows,
@@ -26,7 +27,8 @@ def settle(plan: Plan, progress: Progress) -> Plan:
     """The plan, with the shared tokens chosen whose rows the method is to make.
 
     "map": all words; "auto": the words whose rows in source and helper don't agree (see
-    `clpstream.transfer.Agreement`), by the input embeddings. With too few anchors to tell, none.
+    `clpstream.transfer.Agreement`), by the input embeddings, and where they follow the helper's
+    head, by both of its tables. With too few anchors to tell, none.
     """
     origins = plan.origins
     if plan.shared == "copy" or not len(origins.words) or plan.embeddings is None:
@@ -37,10 +39,14 @@ def settle(plan: Plan, progress: Progress) -> Plan:
         if len(origins.anchors) < 2 * Procrustes().fewest(helper.shape[1], source.shape[1]):
             note = "too few shared tokens to tell which mean the same in both models: all copied"
             return replace(plan, warnings=(*plan.warnings, note))
+        tables = [helper] if plan.beside is None else [helper, plan.beside.plane(0)]
         with progress.task("agreement: shared tokens", len(origins.anchors), "tokens") as update:
-            found = agreement_of(
-                Counted(Selected(helper, origins.anchor_rows), update),
-                Selected(source, origins.anchors),
+            found = Agreement.mean(
+                agreement_of(
+                    Counted(Selected(table, origins.anchor_rows), update),
+                    Selected(source, origins.anchors),
+                )
+                for table in tables
             )
         unsure = np.zeros(len(origins.anchors), bool)
         unsure[origins.words_own] = True
@@ -56,6 +62,8 @@ def prepare(plan: Plan, progress: Progress) -> dict[Side, Prepared]:
         tables["input"] = plan.embeddings.plane(0)
     if plan.head is not None:
         tables["head"] = plan.head.plane(0)
+    if plan.beside is not None and hasattr(plan.method, "together"):
+        tables["beside"] = plan.beside.plane(0)
     return {side: _prepared(plan, table, progress) for side, table in tables.items()}
 
 

@@ -13,7 +13,7 @@ from make import write_tokenizer as tokenizer
 
 import clpstream
 from clpstream import Align
-from clpstream.transfer import NO_ANCHOR, Table
+from clpstream.transfer import NO_ANCHOR, Agreement, Table, agreement_of
 
 EMBEDDINGS, HEAD, TABLE = "model.embed_tokens.weight", "lm_head.weight", "wte.weight"
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -189,6 +189,38 @@ def test_a_remade_row_is_what_the_method_gives(place: Path) -> None:
     )
     for name, expected in zip((EMBEDDINGS, HEAD), rows, strict=True):
         assert np.allclose(done.target[name][made], expected[:], atol=1e-5)
+
+
+def test_a_source_with_one_table_learns_from_both_of_the_helper_s(place: Path) -> None:
+    """Rows follow the helper's head; which tokens mean the same, its input embeddings tell too."""
+    swap(place, WORDS[5:35])
+    rows = helper_rows(place)
+    noise = np.random.default_rng(3).standard_normal(rows.shape)
+    tables = (rows[:, ::-1] + 0.4 * noise).astype("f4"), rows
+    config = {"model_type": "llama", "vocab_size": len(OLD), "tie_word_embeddings": True}
+    source = read_tensors(place / "source")[EMBEDDINGS]
+    write_checkpoint(place / "source", {EMBEDDINGS: source}, config)
+    helper = {HEAD: tables[0], TABLE: tables[1]}
+    write_checkpoint(place / "helper", helper, {"model_type": "gpt2", "vocab_size": len(NEW)})
+    done = run(place)
+
+    shared, places = ([ids[word] for word in SHARED] for ids in (SOURCE, TARGET))
+    agreement = Agreement.mean(agreement_of(table[places], source[shared]) for table in tables)
+    unsure = np.array([word in WORDS for word in SHARED])
+    threshold = agreement.threshold(unsure)
+    assert done.report.sharing.threshold == pytest.approx(threshold, abs=1e-4)
+    remade = unsure & (agreement.of_pairs < threshold)
+    assert done.remade() == set(np.array(SHARED)[remade])
+    made = sorted(TARGET[word] for word in [*np.array(SHARED)[remade], *ONLY_NEW])
+    own = [SHARED.index(NEW[t]) if NEW[t] in SHARED else NO_ANCHOR for t in made]
+    words = source[[token for word, token in SOURCE.items() if word in [*WORDS, *ONLY_OLD]]]
+    given = [
+        Table(Align().prepare(table[places], table[made], np.array(own)), source[shared], words)
+        for table in tables
+    ]
+    expected, alone = (next(Align().together(some))[:] for some in (given, given[:1]))
+    assert np.allclose(done.target[EMBEDDINGS][made], expected, atol=1e-5)
+    assert not np.allclose(alone, expected, atol=1e-5)
 
 
 def test_a_remade_row_is_where_the_helper_says(place: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,12 @@ class Agreement:
 
     of_pairs: Doubles
     of_others: Doubles
+
+    @classmethod
+    def mean(cls, found: Iterable[Agreement]) -> Agreement:
+        """That of several tables: the mean cosine of each anchor."""
+        all_pairs, all_others = zip(*((one.of_pairs, one.of_others) for one in found), strict=True)
+        return cls(np.mean(all_pairs, axis=0), np.mean(all_others, axis=0))
 
     def threshold(self, unsure: npt.NDArray[np.bool_]) -> float:
         """From which cosine on an unsure anchor (n,) is taken for the same token in both models.

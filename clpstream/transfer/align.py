@@ -130,7 +130,7 @@ class Align:
             regression = 20 * square + 8 * matrix + 4 * block_bytes()
             most = max(fit_bytes(d_helper, d_source), finding, regression)
         else:
-            kept = 12 * square + 12 * matrix
+            kept = 20 * square + 12 * matrix
             most = kept + max(fit_bytes(d_helper, d_source), finding)
         return most + 32 * anchors + missing
 
