@@ -40,6 +40,9 @@ _PENALTY = 1.0
 _OF_A_HEAD = 1 / 3
 """Of `soften`, for an output head beside input embeddings."""
 
+_KEPT = 2
+"""Tensors of which XᵀY is kept; there may be more (of layers that predict several tokens)."""
+
 Found = TypeVar("Found")
 
 
@@ -91,22 +94,15 @@ class Align:
         """The wanted rows of several tensors of one source, one after the other; each is prepared
         by this method."""
         made: list[tuple[PreparedMap[SelfLearning], Table]] = []
+        views = []
         for table in tables:
-            assert isinstance(table.prepared, PreparedMap)
-            made.append((table.prepared, table))
-        maps = _maps(
-            self,
-            [
-                _View(
-                    prepared.fit,
-                    table.anchors,
-                    table.words,
-                    self.soften * _OF_A_HEAD if table.head else self.soften,
-                )
-                for prepared, table in made
-                if prepared.fits(table.anchors)
-            ],
-        )
+            prepared = table.prepared
+            assert isinstance(prepared, PreparedMap)
+            made.append((prepared, table))
+            if prepared.fits(table.anchors):
+                soften = self.soften * _OF_A_HEAD if table.head else self.soften
+                views.append(_View(prepared.fit, table.anchors, table.words, soften))
+        maps = _maps(self, views)
         for prepared, table in made:
             if prepared.fits(table.anchors):
                 yield prepared.mapped(next(maps))
@@ -169,12 +165,16 @@ class _View:
         self._soften = np.float32(soften)
         self._frames = Frames(helper.frame, Frame.of(anchors))
         sure = helper.sure
-        self._sure = _kept(
-            lambda: pairs_of(Selected(helper.x, sure), Selected(anchors, sure), self._frames)
+        self._sure: Callable[[], Pairs] = partial(
+            pairs_of, Selected(helper.x, sure), Selected(anchors, sure), self._frames
         )
         self._wanted = _pool(helper.wanted)
         nothing = np.empty((0, anchors.shape[1]), np.float32)
         self._frequent = _pool(nothing if words is None else words)
+
+    def keep(self) -> None:
+        """From here on, keep what the sure anchors give: each fit needs it."""
+        self._sure = _kept(self._sure)
 
     @property
     def pools(self) -> bool:
@@ -224,6 +224,8 @@ def _maps(method: Align, views: list[_View]) -> Iterator[LinearMap]:
     """The map of each view, fitted on pairs that are found in all of them. A view is given up with
     its map: what it has kept goes with it."""
     found = None
+    for view in views[:_KEPT]:
+        view.keep()
     if all(view.pools for view in views):
         for _ in range(method.rounds):
             found = mutual(similarities(view.turned(found) for view in views))
