@@ -235,7 +235,7 @@ def test_a_narrow_tensor_among_others_changes_nothing():
     assert np.array_equal(alone[:], prepared.rows(first.anchors, first.words)[:])
 
 
-def test_a_head_is_softened_by_a_third():
+def test_a_head_is_softened_a_third_as_much():
     x, wanted, own, tables = two_tensors()
     given = [
         Table(Align().prepare(x, wanted, own), *table[:2], head=head)

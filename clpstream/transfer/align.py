@@ -64,8 +64,9 @@ class Align:
         a few hundred that don't are enough to begin with.
 
     In a source that has input embeddings and an output head, two tokens that mean the same do so in
-    both: their cosines are added up before the nearest are taken. The head is softened by a third:
-    its rows' lengths are the logits', and shorter ones cost more than they gain (bench/quality).
+    both: their cosines are added up before the nearest are taken. The head is softened a third as
+    much: its rows' lengths are the logits', and shorter ones cost more than they gain
+    (bench/quality).
 
     The row of a shared token comes from the same map. Tensors of fewer than eight columns are made
     by `Ridge`, and a token whose helper row has no direction gets the mean, as in `Procrustes`.
