@@ -48,7 +48,7 @@ def made_rows(
             prepared[side_of(prepared, tensor)],
             Selected(plane, plan.origins.anchors),
             Selected(plane, words),
-            head=tensor.tensor.role in _HEADS,
+            head=tensor.tensor.role in _HEADS and not plan.tied,  # copies stay equal
         )
         for tensor, plane in planes
     ]
