@@ -36,8 +36,9 @@ def rows():
 
 @pytest.fixture()
 def large(monkeypatch):
-    """What is large enough for "auto" to look for a projection."""
+    """What is large enough for "auto" to look for a projection, and to take it."""
     monkeypatch.setattr(index, "CHEAP", 0)
+    monkeypatch.setattr(index, "_WORTH", 1)
 
 
 def found_by(method, anchors, wanted, own=None):
@@ -78,6 +79,13 @@ def test_rows_that_lie_in_few_dimensions(rows, large):
     found, report = found_by(Knn(), anchors, wanted)
     assert report.index == "PCA 64"
     assert recall(found, true_neighbors(anchors, wanted, 10)) > 0.999
+
+
+def test_auto_is_exact_where_a_projection_saves_little(rows, large, monkeypatch):
+    monkeypatch.setattr(index, "_WORTH", 0.1)
+    found, report = found_by(Knn(), *rows)
+    assert report is None
+    assert np.array_equal(found, true_neighbors(*rows, 10))
 
 
 def test_auto_is_exact_where_no_projection_finds_enough(large):

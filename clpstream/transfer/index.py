@@ -54,6 +54,8 @@ _NO_DIRECTION = 1e-14
 _SCORED, _FOUND, _COMPARED, _READ = 35.0, 25_000.0, 17.0, 85.0
 """What it costs, in multiplications of a matrix product: to look at a score; to keep one of the
 best so far; to multiply a number of a candidate; to read and normalise a number again."""
+_WORTH = 0.5
+"""Of what the exact search costs: what seems to cost more than that part of it hardly pays."""
 _BYTES_OF_A_CANDIDATE = 64
 """What it takes to find one, and bring it into order."""
 _GREEDY = re.compile(r"OPQ|ITQ|LSQ|RQ")
@@ -343,7 +345,7 @@ def _projected(
     count, width = anchors.shape
     most = min(width // 2, projection_bytes() // (2 * count), _WIDTHS[-1])
     widths = [columns for columns in _WIDTHS if columns <= most]
-    least, best = _exact_cost(anchors, wanted, sample.k), None
+    least, best = _WORTH * _exact_cost(anchors, wanted, sample.k), None
     if widths:
         whole = _Projection.of(anchors, _directions(anchors, wanted, widths[-1], random))
     for columns in widths:
