@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property, partial
+from tempfile import TemporaryFile
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -123,11 +124,11 @@ class Align:
         square, matrix = d_helper**2, d_helper * d_source
         finding = 4 * POOL**2 + 5 * block_bytes()
         if lean():  # nothing is kept, but a map or what it is made from
-            finding += 4 * matrix
+            finding += 4 * matrix  # of other tensors they are on disk
             regression = 20 * square + 8 * matrix + 4 * block_bytes()
             most = max(fit_bytes(d_helper, d_source), finding, regression)
         else:
-            kept = 20 * square + 12 * matrix
+            kept = 20 * square + 16 * matrix
             most = kept + max(fit_bytes(d_helper, d_source), finding)
         return most + 32 * anchors + missing
 
@@ -202,6 +203,8 @@ class _View:
         block by block, since held, they would lie beside their cosines."""
         center, other = self._means
         fitted = replace(self.fit(found), x_mean=center)
+        if lean():
+            fitted = replace(fitted, slopes=_on_disk(fitted.slopes))
         return _Turned(fitted, self._wanted), Scaled(self._frequent, other, 1)
 
     @cached_property
@@ -229,7 +232,8 @@ def _maps(method: Align, views: list[_View]) -> Iterator[LinearMap]:
         view.keep()
     if all(view.pools for view in views):
         for _ in range(method.rounds):
-            found = mutual(similarities(view.turned(found) for view in views))
+            # all maps first: beside a fit they take less than the cosines
+            found = mutual(similarities([view.turned(found) for view in views]))
     while views:
         yield views.pop(0).fit(found)
 
@@ -237,6 +241,13 @@ def _maps(method: Align, views: list[_View]) -> Iterator[LinearMap]:
 def _kept(make: Callable[[], Found]) -> Callable[[], Found]:
     """What `make` gives is made once and kept, or each time where memory is short."""
     return make if lean() else cache(make)
+
+
+def _on_disk(matrix: Floats) -> Floats:
+    """The same in a temporary file without a name, to lie beside the fit of another."""
+    with TemporaryFile() as file:
+        matrix.tofile(file)
+        return np.memmap(file, np.float32, "r", shape=matrix.shape)
 
 
 def _add_regression(slopes: Floats, part: np.float32, pairs: Pairs, squares: Floats) -> None:
@@ -295,7 +306,6 @@ def similarities(spaces: Iterable[tuple[Rows, Rows]]) -> Floats:
         if not scores.size:
             scores = np.zeros((left.shape[0], right.shape[0]), np.float32)
         _add_cosines(scores, Unit(left, None), Unit(right, None))
-        del left, right  # a map lies behind them, as large as the next one
     return scores
 
 
