@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property, partial
 from tempfile import TemporaryFile
@@ -37,10 +37,8 @@ _NEIGHBORHOOD = 10
 """Neighbours whose mean similarity tells a hub (CSLS, Conneau et al. 2018)."""
 _PENALTY = 1.0
 """Of the regression, in units of XᵀX's mean eigenvalue."""
-
 _OF_A_HEAD = 1 / 3
 """Of `soften`, for an output head beside input embeddings."""
-
 _KEPT = 2
 """Tensors of which XᵀY is kept; there may be more (of layers that predict several tokens)."""
 
@@ -95,21 +93,18 @@ class Align:
     def together(self, tables: Sequence[Table]) -> Iterator[Rows]:
         """The wanted rows of several tensors of one source, one after the other; each is prepared
         by this method."""
-        made: list[tuple[PreparedMap[SelfLearning], Table]] = []
+        made: list[tuple[PreparedMap[SelfLearning], bool]] = []
         views = []
         for table in tables:
             prepared = table.prepared
             assert isinstance(prepared, PreparedMap)
-            made.append((prepared, table))
-            if prepared.fits(table.anchors):
+            made.append((prepared, prepared.fits(table.anchors)))
+            if made[-1][1]:
                 soften = self.soften * _OF_A_HEAD if table.head else self.soften
                 views.append(_View(prepared.fit, table.anchors, table.words, soften))
         maps = _maps(self, views)
-        for prepared, table in made:
-            if prepared.fits(table.anchors):
-                yield prepared.mapped(next(maps))
-            else:
-                yield prepared.rows(table.anchors)
+        for (prepared, fits), table in zip(made, tables, strict=True):
+            yield prepared.mapped(next(maps)) if fits else prepared.rows(table.anchors)
 
     def fewest(self, d_helper: int, d_source: int) -> int:
         """See `Method.fewest`. With fewer, some directions turn anywhere."""
@@ -298,22 +293,17 @@ def mutual(scores: Floats) -> tuple[Ids, Ids]:
     return found, nearest[found]
 
 
-def similarities(spaces: Iterable[tuple[Rows, Rows]]) -> Floats:
+def similarities(spaces: Sequence[tuple[Rows, Rows]]) -> Floats:
     """Cosines (n, m) of all rows on the left (n, d) with all on the right (m, d), added up over
     spaces. The left ones are made once, the right ones read for each block of them."""
-    scores = np.zeros((0, 0), np.float32)
-    for left, right in spaces:
-        if not scores.size:
-            scores = np.zeros((left.shape[0], right.shape[0]), np.float32)
-        _add_cosines(scores, Unit(left, None), Unit(right, None))
+    units = [(Unit(left, None), Unit(right, None)) for left, right in spaces]
+    scores = np.zeros([side.shape[0] for side in units[0]], np.float32)
+    for left, right in units:
+        for ours in blocks(left):
+            rows = left[ours]
+            for theirs in blocks(right):
+                scores[ours, theirs] += device().arrays.product(rows, right[theirs].T)
     return scores
-
-
-def _add_cosines(scores: Floats, left: Unit, right: Unit) -> None:
-    for ours in blocks(left):
-        rows = left[ours]
-        for theirs in blocks(right):
-            scores[ours, theirs] += device().arrays.product(rows, right[theirs].T)
 
 
 def _closeness(scores: Floats) -> Floats:

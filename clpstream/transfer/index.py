@@ -110,7 +110,7 @@ class Searcher:
         """Of the wanted rows, those to search for at once: for each block, all anchors are read."""
         if self.report is None:
             return blocks(wanted, query_bytes(self._anchors))
-        return _searched_at_once(wanted, self.report.candidates)
+        return blocks(wanted, _query_bytes(wanted.shape[1], self.report.candidates))
 
     def nearest(self, queries: Queries) -> tuple[Doubles, Ids]:
         """Scores and ids (n, k), as `clpstream.transfer.search.nearest` gives them."""
@@ -331,11 +331,9 @@ def projection_bytes() -> int:
     return share(5)
 
 
-def _searched_at_once(wanted: Unit, candidates: int) -> Iterator[slice]:
-    """Blocks of wanted rows that fit into memory with their candidates."""
-    count, width = wanted.shape
-    step = max(1, share(8) // (4 * width + _BYTES_OF_A_CANDIDATE * candidates))
-    return (slice(start, min(start + step, count)) for start in range(0, count, step))
+def _query_bytes(width: int, candidates: int) -> int:
+    """Of the wanted rows that are searched for at once: beside them lie their candidates."""
+    return share(8) * 4 * width // (4 * width + _BYTES_OF_A_CANDIDATE * candidates)
 
 
 def _projected(
@@ -372,7 +370,7 @@ def _exact_cost(anchors: Unit, wanted: Unit, k: int) -> float:
 def _cost(anchors: Unit, wanted: Unit, columns: int, depth: int) -> float:
     """Of comparing `depth` candidates from a projection."""
     count, width = anchors.shape
-    parts = len(list(_searched_at_once(wanted, depth)))
+    parts = len(list(blocks(wanted, _query_bytes(width, depth))))
     each = count * (columns + _SCORED) + depth * (_FOUND + _COMPARED * width)
     return wanted.shape[0] * each + parts * _reading_cost(anchors)
 
