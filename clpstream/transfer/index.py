@@ -161,11 +161,15 @@ class _Sample:
     def recalls(self, index: Index, depths: Sequence[int]) -> list[tuple[float, bool]]:
         """For some numbers of candidates, the last being the largest: the recall, and whether that
         of all rows is likely what is promised."""
-        found = index.candidates(self.queries, depths[-1])
         places = np.empty(self._truth.shape, np.int64)
-        for column, ids in enumerate(self._truth.T):
-            same = found == ids[:, None]
-            places[:, column] = np.where(same.any(axis=1), same.argmax(axis=1), depths[-1])
+        width = self.queries.rows.shape[1]
+        for block in blocks(self.queries.rows, _query_bytes(width, depths[-1])):
+            queries = self.queries.some(np.arange(block.start, block.stop))
+            found = index.candidates(queries, depths[-1])
+            for column, ids in enumerate(self._truth[block].T):
+                same = found == ids[:, None]
+                first = np.where(same.any(axis=1), same.argmax(axis=1), depths[-1])
+                places[block, column] = first
         return [self._recall(places < depth) for depth in depths]
 
     def _recall(self, hits: npt.NDArray[np.bool_]) -> tuple[float, bool]:
