@@ -28,7 +28,7 @@ from safetensors.numpy import save_file
 import clpstream
 
 PROGRAM = """
-import ctypes, os, shutil, signal, sys
+import ctypes, os, select, shutil, signal, sys
 from pathlib import Path
 from clpstream import cli, conversion
 from clpstream.output import writing
@@ -37,7 +37,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored wh
 
 def stop_here():
     print("here", flush=True)
-    sys.stdin.readline()
+    while not select.select([0], [], [], 0.05)[0]:
+        pass  # Python sees a signal that comes just before a call only once the call returns
+    os.read(0, len("go on\\n"))
 
 def stopping(function, before):
     def wrapper(*arguments, **more):
@@ -111,7 +113,6 @@ def end(process: subprocess.Popen[str], number: int | None = None) -> tuple[int,
     """Send a signal, or let the run go on; its exit code and stderr."""
     if number is not None:
         process.send_signal(number)
-    # what comes just before the run waits for a line is seen when it has one
     _, stderr = process.communicate("go on\n" * 9, timeout=60)
     return process.returncode, stderr.strip()
 
