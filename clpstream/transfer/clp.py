@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from clpstream.memory import block_bytes
 from clpstream.transfer.cosine_sums import ClosedSums, PositiveSums, own_cosines, total_of
@@ -87,8 +88,7 @@ class PreparedClp:
             self._denominators = _positive_totals(self._wanted, self._anchors, own)
             bad = self._denominators <= _MIN_POSITIVE
         else:
-            self._denominators, condition = _totals(self._wanted, self._anchors, own)
-            bad = condition < MIN_CONDITION
+            self._denominators, bad = _totals(self._wanted, self._anchors, own)
         self._bad = np.flatnonzero(bad)
         self._fallback = Knn(weights="similarity", center=False).prepare(
             anchors, Selected(wanted, self._bad), own[self._bad]
@@ -167,24 +167,27 @@ def _positive_totals(wanted: Unit, units: Unit, own: Ids) -> Doubles:
     return np.concatenate([np.empty(0), *found])
 
 
-def _totals(wanted: Unit, units: Unit, own: Ids) -> tuple[Doubles, Doubles]:
-    """Of each wanted row's cosines the sum (n_wanted,), and their mean over their root mean square.
+def _totals(wanted: Unit, units: Unit, own: Ids) -> tuple[Doubles, npt.NDArray[np.bool_]]:
+    """Of each wanted row's cosines the sum, and whether it is bad: (n_wanted,) each.
 
-    The mean square is that of a sample.
+    Bad is one whose mean is too small a part of the root mean square, which is that of a sample.
+    No cosine is above 1, nor their root mean square: of most rows the mean alone tells.
     """
     total = total_of(units)
     ids = np.unique(np.linspace(0, units.shape[0] - 1, _SAMPLE).astype(np.int64))
     sample = units[ids]
-    sums, condition = np.empty(wanted.shape[0]), np.empty(wanted.shape[0])
+    sums, bad = np.empty(wanted.shape[0]), np.zeros(wanted.shape[0], bool)
     for block in blocks(wanted):
         rows = wanted[block]
         sums[block] = rows.astype(np.float64) @ total
         shared, cosines = own_cosines(rows, units, own[block])
         sums[block.start + shared] -= cosines
-        products = rows @ sample.T
-        products[ids == own[block, None]] = 0
-        others = len(ids) - np.isin(own[block], ids)
+        means = sums[block] / np.maximum(1, units.shape[0] - (own[block] != NO_ANCHOR))
+        low = np.flatnonzero(means <= MIN_CONDITION)
+        theirs = own[block][low]
+        products = rows[low] @ sample.T
+        products[ids == theirs[:, None]] = 0
+        others = np.maximum(1, len(ids) - np.isin(theirs, ids))
         spread = np.sqrt(np.einsum("ij,ij->i", products, products) / others)
-        count = units.shape[0] - (own[block] != NO_ANCHOR)
-        condition[block] = sums[block] / np.maximum(count * spread, np.finfo(np.float64).tiny)
-    return sums, condition
+        bad[block.start + low] = means[low] <= MIN_CONDITION * spread
+    return sums, bad
