@@ -164,7 +164,9 @@ def _notes(path: Path, named: dict[str, Any], own: _Tokens, added: _Tokens) -> l
     for token, pieces in {**own.clashes, **added.clashes, **taken}.items():
         names = " and ".join(map(repr, pieces))
         notes.append(f"{path}: {names} have one id, {token}, and so one row")
-    nowhere = [piece for piece in _listed_special(named) if piece not in own.ids | added.ids]
+    nowhere = [
+        piece for piece in _listed_special(named) if piece not in own.ids and piece not in added.ids
+    ]
     if nowhere:
         some = ", ".join(map(repr, nowhere[:_NAMED])) + (", ..." if len(nowhere) > _NAMED else "")
         notes.append(
