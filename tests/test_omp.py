@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -321,3 +322,17 @@ def test_rows_of_a_gram_matrix_are_products(count, whole, limit):
         row = np.empty(count, np.float32)
         gram.row(anchor, row)
         assert np.abs(row - truth[anchor]).max() < GRAM_ERROR + 1e-6
+
+
+@pytest.mark.parametrize("way", ["products", "gram"], indirect=True)  # a GPU has its own memory
+def test_narrow_rows_take_no_more_memory_than_was_said(way: str) -> None:
+    """Cosines with all anchors are wider than the rows: they come in blocks of their own."""
+    x, wanted, y = helper_and_source(20_000, 4_000, 16, 8)
+    method = Omp(atoms=2)
+    with limited_to(32 << 20, lean=True):
+        told = method.working_bytes(20_000, 4_000, 16, 8)
+        tracemalloc.start()
+        method.prepare(x, wanted).rows(y)[0:10]
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak <= told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -285,7 +286,7 @@ def _closest(directions: Floats, own: Ids, units: Rows) -> tuple[Ids, Floats, di
     lines = np.arange(len(directions))
     first, second = np.full((2, len(directions)), -1, np.float32)
     ids = np.zeros(len(directions), np.int64)
-    for block in blocks(units):
+    for block in _parts(units, len(directions)):
         cosines = _cosines(directions, own, units, block)
         places = cosines.argmax(axis=1)
         highest = cosines[lines, places]
@@ -326,6 +327,12 @@ def _closest_on(
     return ids[:, 0], first, dict(zip(unclear.tolist(), found, strict=True))
 
 
+def _parts(units: Rows, count: int) -> Iterator[slice]:
+    """Blocks of anchors whose products with `count` rows take no more than a block of theirs."""
+    width = units.shape[1]
+    return blocks(units, block_bytes() * width // max(width, count))
+
+
 def _cosines(directions: Floats, own: Ids, units: Rows, block: slice) -> Floats:
     """|cosine| with a block of anchors, (n, n_block); -1 for the own one."""
     cosines: Floats = directions @ units[block].T
@@ -338,7 +345,7 @@ def _cosines(directions: Floats, own: Ids, units: Rows, block: slice) -> Floats:
 def _rivals(directions: Floats, own: Ids, units: Rows, least: Floats) -> list[Ids]:
     """For each direction (n, d), the anchors whose |cosine| reaches `least` (n,)."""
     rivals: list[list[int]] = [[] for _ in directions]
-    for block in blocks(units):
+    for block in _parts(units, len(directions)):
         cosines = _cosines(directions, own, units, block)
         for line, place in np.argwhere(cosines >= least[:, None]).tolist():
             rivals[line].append(block.start + place)
