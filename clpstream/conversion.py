@@ -206,10 +206,10 @@ def _fitting(plan: Plan, limit: int, allowed: int) -> AbstractContextManager[Non
     while limits[-1] > memory.LEAST:
         limits.append(max(memory.LEAST, limits[-1] * 3 // 4))
     for slower, tried in product((False, True), limits):
-        with limited_to(tried, lean=slower):
+        with limited_to(tried, lean=slower, reserved=plan.bytes_to_write):
             if plan.working_bytes <= allowed:
                 break
-    return limited_to(tried, lean=slower)
+    return limited_to(tried, lean=slower, reserved=plan.bytes_to_write)
 
 
 def _too_much(method: str, needed: int, room: int, max_memory: int | None) -> str:

@@ -1,4 +1,4 @@
-"""How much memory a run may take above the interpreter and its libraries.
+"""How much memory a run may take above the interpreter and its libraries, and how much disk.
 
 Whatever is made in blocks asks `share` for its part of the limit, so that one number bounds all.
 """
@@ -10,9 +10,11 @@ import ctypes
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 DEFAULT = 512 << 20
 LEAST = 32 << 20
@@ -20,6 +22,7 @@ LEAST = 32 << 20
 
 _LIMIT = ContextVar("max_memory", default=DEFAULT)
 _LEAN = ContextVar("lean", default=False)
+_RESERVED = ContextVar("reserved", default=0)
 
 _MMAP_THRESHOLD = -3
 """glibc's parameter of that name, in malloc.h."""
@@ -34,14 +37,16 @@ _GROUPS = {
 
 
 @contextlib.contextmanager
-def limited_to(limit: int, *, lean: bool = False) -> Iterator[None]:
-    """Within this context, blocks are sized for `limit` bytes in all, and `lean` is what it is."""
-    tokens = _LIMIT.set(limit), _LEAN.set(lean)
+def limited_to(limit: int, *, lean: bool = False, reserved: int = 0) -> Iterator[None]:
+    """Within this context, blocks are sized for `limit` bytes in all, `lean` is what it is, and
+    `reserved` bytes of the disk are the target's."""
+    given: dict[ContextVar[Any], int] = {_LIMIT: limit, _LEAN: lean, _RESERVED: reserved}
+    tokens = [(variable, variable.set(value)) for variable, value in given.items()]
     try:
         yield
     finally:
-        _LIMIT.reset(tokens[0])
-        _LEAN.reset(tokens[1])
+        for variable, token in tokens:
+            variable.reset(token)
 
 
 def max_memory() -> int:
@@ -52,6 +57,23 @@ def max_memory() -> int:
 def lean() -> bool:
     """Whether to take less memory where blocks alone don't help, and more time."""
     return _LEAN.get()
+
+
+def free_scratch() -> int:
+    """Bytes that are free for files in `scratch_directory` and not the target's, should it come to
+    lie on the same disk."""
+    with contextlib.suppress(OSError):
+        free = os.statvfs(scratch_directory())
+        return max(0, free.f_bavail * free.f_frsize - _RESERVED.get())
+    return 0
+
+
+def scratch_directory() -> str:
+    """For large temporary files: TMPDIR, or /var/tmp before /tmp, which may be memory."""
+    large = Path("/var/tmp")
+    if "TMPDIR" not in os.environ and os.access(large, os.W_OK):
+        return str(large)
+    return tempfile.gettempdir()
 
 
 def share(parts: int) -> int:

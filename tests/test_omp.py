@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import tracemalloc
 
 import numpy as np
@@ -16,7 +18,7 @@ from clpstream import Omp, TransferError
 from clpstream.device import find, on_device
 from clpstream.memory import limited_to
 from clpstream.transfer import NO_ANCHOR, pursuit
-from clpstream.transfer.gram import GRAM_ERROR, Gram, gram_bytes
+from clpstream.transfer.gram import GRAM_ERROR, Gram
 from clpstream.transfer.omp import _coefficients
 from clpstream.transfer.pursuit import Room, pursue
 from clpstream.transfer.rows import Unit
@@ -226,12 +228,20 @@ def test_atoms_out_of_range_are_refused(atoms):
         Omp(atoms)
 
 
-BUDGETS = {"whole": 64 << 20, "triangle": 3_600_000, "none": 2_000_000}
-"""Limits for 1,300 anchors, 40 wide: a Gram matrix in full, in half, not at all."""
+BUDGETS = {"memory": 64 << 20, "file": 2_000_000, "none": 2_000_000}
+"""Limits for 1,300 anchors, 40 wide, and where their Gram matrix is; "none": on a full disk."""
 
 
-def room_of(limit, anchors, steps=1 << 40):
-    with limited_to(limit):
+@pytest.fixture(params=BUDGETS)
+def budget(request, monkeypatch):
+    """A limit, in an environment where the Gram matrix is where the limit's name tells."""
+    if request.param == "none":
+        monkeypatch.setattr(pursuit, "free_scratch", lambda: 0)
+    return request.param
+
+
+def room_of(limit, anchors, steps=1 << 40, reserved=0):
+    with limited_to(limit, reserved=reserved):
         return Room.of(*anchors.shape, steps)
 
 
@@ -243,15 +253,14 @@ def chosen_within(limit, anchors, wanted, own, atoms):
         return pursue(Unit(wanted, None)[:], own, kept, atoms)
 
 
-def test_the_budgets_are_those_that_they_are_named_for(way):
+def test_the_budgets_are_those_that_they_are_named_for(way, budget):
     anchors = random_rows(1300, 0, 40)[0]
-    rooms = {name: room_of(limit, anchors) for name, limit in BUDGETS.items()}
-    assert [room.gram for room in rooms.values()] == [way == "gram"] * 2 + [False]
-    assert [room.whole for room in rooms.values()] == [way == "gram", False, False]
+    room = room_of(BUDGETS[budget], anchors)
+    assert room.gram == (way == "gram" and budget != "none")
+    assert room.in_memory == (way == "gram" and budget == "memory")
     assert not room_of(64 << 20, anchors, steps=1299).gram  # soon done without
 
 
-@pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("data", ["random", "spectrum", "clusters"])
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_plain_algorithm_chooses_the_same_within_any_budget(budget, data, shared):
@@ -280,7 +289,7 @@ def test_most_of_it_is_read_from_the_gram_matrix(way, monkeypatch):
         pursuit, "_searched", lambda *given: known.append(given[-1]) or searched(*given)
     )
     anchors, wanted, _ = random_rows(1300, 60, 40)
-    chosen_within(BUDGETS["triangle"], anchors, wanted, np.full(60, NO_ANCHOR), 12)
+    chosen_within(BUDGETS["file"], anchors, wanted, np.full(60, NO_ANCHOR), 12)
     open_ = np.concatenate([*known, np.empty(0, int)])
     assert len(open_) <= 3 if way == "gram" else (len(open_) == 60 and not open_.any())
 
@@ -303,25 +312,51 @@ def test_a_gram_matrix_changes_no_atom(count, width, atoms, different, seed):
     exact = Unit(anchors, None)
     plain = Room(False, False, True).kept(exact, most)
     expected = pursue(Unit(wanted, None)[:], own, plain, most)
-    for whole in (False, True):
-        made = pursue(Unit(wanted, None)[:], own, Room(True, whole, whole).kept(exact, most), most)
+    for in_memory in (False, True):
+        kept = Room(True, in_memory, in_memory).kept(exact, most)
+        made = pursue(Unit(wanted, None)[:], own, kept, most)
         assert np.array_equal(made[0], expected[0]) and np.array_equal(made[1], expected[1])
 
 
-@pytest.mark.parametrize("count", [1, 31, 33, 511, 513, 1100])
-@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 90, 700])
+@pytest.mark.parametrize("in_memory", [True, False])
 @pytest.mark.parametrize("limit", [64 << 20, 1 << 15])
-def test_rows_of_a_gram_matrix_are_products(count, whole, limit):
+def test_rows_of_a_gram_matrix_are_products(count, in_memory, limit, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     units = Unit(random_rows(count, 0, 8)[0], None)
     with limited_to(limit):
-        gram = Gram(units, whole=whole)
-    held = sum(panel.nbytes for panel in gram._panels)
-    assert held <= gram_bytes(count, whole=whole)
+        gram = Gram(units, in_memory=in_memory)
     truth = units.exact(np.arange(count)) @ units.exact(np.arange(count)).T
     for anchor in range(count):
         row = np.empty(count, np.float32)
         gram.row(anchor, row)
         assert np.abs(row - truth[anchor]).max() < GRAM_ERROR + 1e-6
+    assert not any(tmp_path.iterdir())  # a run that is killed leaves none
+
+
+@pytest.mark.parametrize("way", ["gram"], indirect=True)
+def test_a_gram_matrix_that_cannot_be_written_is_done_without(way, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    anchors, missing, source = random_rows(1300, 60, 40)
+    expected = Omp(6).prepare(anchors, missing).rows(source)[:]
+    monkeypatch.setattr(Gram, "_put", full)
+    with limited_to(BUDGETS["file"]):
+        made = Omp(6).prepare(anchors, missing).rows(source)[:]
+    assert relative_error(made, expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("way", ["gram"], indirect=True)
+def test_a_gram_matrix_for_which_the_disk_is_too_small_is_not_begun(way, monkeypatch):
+    anchors = random_rows(1300, 0, 40)[0]
+    blocks = 1651  # 2 * 1300 * 1300 bytes, twice
+    free = [4096, 4096, 0, 0, blocks, 0, 0, 0, 0, 255]
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(free))
+    assert room_of(BUDGETS["file"], anchors).gram
+    assert not room_of(BUDGETS["file"], anchors, reserved=4096).gram  # for the target
+    free[4] = blocks - 1
+    assert not room_of(BUDGETS["file"], anchors).gram
 
 
 @pytest.mark.parametrize("way", ["products", "gram"], indirect=True)  # a GPU has its own memory

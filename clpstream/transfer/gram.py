@@ -1,71 +1,66 @@
-"""Products of all pairs of anchors, in the memory that is left for them."""
+"""Products of all pairs of anchors: in memory if they fit, else in a file."""
 
 from __future__ import annotations
 
-import numpy as np
+import os
+import tempfile
 
-from clpstream.memory import block_bytes, max_memory
+import numpy as np
+import numpy.typing as npt
+
+from clpstream.memory import block_bytes, scratch_directory
 from clpstream.transfer.rows import Floats, Rows
 
-_PANEL = 512
-"""Rows of the matrix that are kept as one array."""
-_TILE = 32
-"""Columns that lie together: a walk down a column then stays within few pages of memory."""
 _SCALE = 32767
 GRAM_ERROR = 0.5 / _SCALE
 """How far an entry may be from the product, but for float32's rounding."""
 
 
-def gram_bytes(anchors: int, *, whole: bool = False) -> int:
-    """Of a Gram matrix: both its triangles, or (about) one."""
-    return 2 * anchors * (anchors + _TILE) if whole else anchors * (anchors + _PANEL + 2 * _TILE)
-
-
-def gram_limit() -> int:
-    """A Gram matrix, with the anchors' unit rows if there is room for both, takes no more."""
-    return max_memory() - 3 * block_bytes()
+def gram_bytes(anchors: int) -> int:
+    """Of a Gram matrix."""
+    return 2 * anchors * anchors
 
 
 class Gram:
     """The products of unit rows (n, d) with one another, (n, n), as whole numbers of 16 bits.
 
-    Of a product and its mirror image one is kept, unless there is room for both: a row then costs a
-    copy, in place of a walk through all panels below its own.
+    in_memory: whether to keep them there, and not in a file without a name, which is gone when
+    this process is. Raises OSError if it can't be written.
     """
 
-    def __init__(self, units: Rows, *, whole: bool) -> None:
+    def __init__(self, units: Rows, *, in_memory: bool) -> None:
         count, width = units.shape
-        self._whole = whole
-        self._panels = []
-        for start in range(0, count, _PANEL):
-            stop = min(start + _PANEL, count)
-            tiles = -(-(count if whole else stop) // _TILE)
-            self._panels.append(np.empty((tiles, stop - start, _TILE), np.int16))
-        self._row = np.empty(_TILE * -(-count // _TILE), np.float32)
-        step = _PANEL * max(1, block_bytes() // (4 * _PANEL * max(1, width)))
+        self._array = np.empty((count, count), np.int16) if in_memory else None
+        self._row = np.empty(count, np.int16)
+        if not in_memory:
+            self._file = tempfile.TemporaryFile(buffering=0, dir=scratch_directory())  # noqa: SIM115
+        step = max(1, min(block_bytes() // (4 * max(1, width)), int((block_bytes() / 4) ** 0.5)))
         for start in range(0, count, step):
-            rows = units[start : min(start + step, count)]
-            for other in range(0, count if whole else start + len(rows), step):
-                others = units[other : min(other + step, count)]
-                others = np.pad(others, ((0, -len(others) % _TILE), (0, 0)))
-                self._fill(start, rows, other // _TILE, others)
+            rows = units[start : start + step]
+            for other in range(0, start + len(rows), step):
+                products = rows @ (rows if other == start else units[other : other + step]).T
+                products *= _SCALE
+                tile = np.rint(products, out=products).astype(np.int16)
+                self._put(start, other, tile)
+                if other != start:
+                    self._put(other, start, np.ascontiguousarray(tile.T))
 
-    def _fill(self, start: int, rows: Floats, tile: int, others: Floats) -> None:
-        """Products of rows from `start` with whole tiles of others, up to the panels' widths."""
-        for first in range(0, len(rows), _PANEL):
-            tiles = self._panels[(start + first) // _PANEL][tile : tile + len(others) // _TILE]
-            products = rows[first : first + _PANEL] @ others[: len(tiles) * _TILE].T
-            products *= _SCALE
-            np.rint(products, out=products)
-            tiles[:] = products.reshape(len(products), -1, _TILE).swapaxes(0, 1)
+    def _put(self, row: int, column: int, tile: npt.NDArray[np.int16]) -> None:
+        """Keep a tile of the matrix, whose first entry is at `row` and `column`."""
+        if self._array is not None:
+            self._array[row : row + len(tile), column : column + tile.shape[1]] = tile
+            return
+        for line, entries in enumerate(tile, row):
+            part, offset = entries.data.cast("B"), 2 * (line * len(self._row) + column)
+            while part:
+                count = os.pwrite(self._file.fileno(), part, offset)
+                part, offset = part[count:], offset + count
 
     def row(self, anchor: int, out: Floats) -> None:
         """The products of one anchor with all: out (n,)."""
-        place, line = divmod(anchor, _PANEL)
-        own = self._panels[place][:, line]
-        self._row[: own.size].reshape(own.shape)[:] = own
-        if not self._whole:
-            tile, column = divmod(anchor, _TILE)
-            for below, panel in enumerate(self._panels[place + 1 :], place + 1):
-                self._row[below * _PANEL :][: panel.shape[1]] = panel[tile, :, column]
-        np.multiply(self._row[: len(out)], np.float32(1 / _SCALE), out=out)
+        row = self._row
+        if self._array is not None:
+            row = self._array[anchor]
+        else:
+            os.preadv(self._file.fileno(), [row.data], 2 * anchor * len(row))
+        np.multiply(row, np.float32(1 / _SCALE), out=out)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from clpstream.errors import TransferError
-from clpstream.memory import block_bytes
+from clpstream.memory import block_bytes, share
 from clpstream.transfer.combination import Combined, SparseWeights, compact
 from clpstream.transfer.method import WithMean, heaviest, own_anchors
 from clpstream.transfer.pursuit import JITTER, Room, pursue
@@ -98,8 +98,8 @@ class Omp:
         most = max(1, min(self.atoms, anchors, d_helper))
         room = Room.of(anchors, d_helper, missing * most)
         batch = min(4 * missing * most * d_helper, room.bases_bytes())
-        spans = 4 * most * (anchors + d_helper) if room.gram else 0
-        pursuit = room.bytes(anchors, d_helper) + spans + 2 * batch + 3 * block_bytes()
+        foreseen = 4 * most * (anchors + d_helper) + share(8) if room.gram else 0
+        pursuit = room.bytes(anchors, d_helper) + foreseen + 2 * batch + 3 * block_bytes()
         weights = 12 * missing * most  # places while they are found, then 8 bytes each
         return weights + max(pursuit, 6 * block_bytes())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from clpstream.device import Arrays, device
-from clpstream.memory import block_bytes, share
-from clpstream.transfer.gram import GRAM_ERROR, Gram, gram_bytes, gram_limit
+from clpstream.memory import block_bytes, free_scratch, max_memory, share
+from clpstream.transfer.gram import GRAM_ERROR, Gram, gram_bytes
 from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, Unit, blocks
 
 if TYPE_CHECKING:
@@ -63,26 +64,29 @@ class Anchors:
 
 @dataclass(frozen=True)
 class Room:
-    """What of the anchors is kept in memory: it grows with the limit, and changes speed alone."""
+    """What of the anchors is kept, and where: it changes speed alone.
+
+    gram: whether their Gram matrix is. in_memory: whether there, and not in a file. units: whether
+    their unit rows are in memory.
+    """
 
     gram: bool
-    whole: bool
+    in_memory: bool
     units: bool
 
     @classmethod
     def of(cls, anchors: int, width: int, steps: int) -> Room:
         """steps: of all pursuits together. A Gram matrix costs as much as `anchors` / 2 of them."""
-        units = 4 * anchors * width
-        gram = steps >= anchors and anchors * width >= _LARGE
-        gram = gram and gram_bytes(anchors) <= gram_limit()
-        whole = gram and gram_bytes(anchors, whole=True) + units <= gram_limit()
-        left = gram_limit() - gram_bytes(anchors) if gram else share(2)
-        return cls(gram, whole, units <= left)
+        units, gram = 4 * anchors * width, gram_bytes(anchors)
+        worth = steps >= anchors and anchors * width >= _LARGE
+        in_memory = worth and gram + units <= max_memory() - share(4) - 3 * block_bytes()
+        kept = in_memory or gram <= free_scratch() // 2
+        return cls(worth and kept, in_memory, in_memory or units <= share(2))
 
     def bytes(self, anchors: int, width: int) -> int:
-        """How much that is."""
+        """How much memory that is."""
         units = 4 * anchors * width if self.units else 0
-        return units + (gram_bytes(anchors, whole=self.whole) if self.gram else 0)
+        return units + (gram_bytes(anchors) if self.in_memory else 0)
 
     def bases_bytes(self) -> int:
         """Of the orthonormal bases of the rows that are pursued at once."""
@@ -103,7 +107,10 @@ class Room:
             units = np.empty(exact.shape, np.float32)
             for block in blocks(exact):
                 units[block] = exact[block]
-        gram = Gram(units, whole=self.whole) if self.gram else None
+        gram = None
+        if self.gram:
+            with contextlib.suppress(OSError):  # the disk is full, say: it takes longer without
+                gram = Gram(units, in_memory=self.in_memory)
         fitting = self.bases_bytes() // row
         return Anchors(units, exact, gram, min(_LARGEST_BATCH, max(1, fitting)))
 
@@ -138,7 +145,7 @@ def _foreseen(rows: Floats, own: Ids, anchors: Anchors, gram: Gram, ids: Ids) ->
     slices = -(-count // _SLICE)
     spans = np.empty((slices, most, _SLICE), np.float32)
     chosen = np.empty((most, rows.shape[1]), np.float32)
-    step = max(1, block_bytes() // (4 * count))
+    step = max(1, share(8) // (4 * count))
     counts = np.zeros(len(rows), np.int64)
     for start in range(0, len(rows), step):
         part = rows[start : start + step]
