@@ -32,6 +32,8 @@ Side = Literal["input", "head", "beside"]
 """A table of the helper: what input embeddings follow, what a head does, and one that is beside the
 first and only tells which tokens mean the same."""
 _HEADS = ("output head", "head bias")
+_LONGER = 1.001
+"""Of the longest anchor's length; less may be rounding."""
 _NEAREST_AT_ONCE = 64
 """Tokens whose heaviest anchors are looked for together: a method may go through all anchors."""
 
@@ -48,7 +50,7 @@ def made_rows(
             prepared[side_of(prepared, tensor)],
             Selected(plane, plan.origins.anchors),
             Selected(plane, words),
-            head=tensor.tensor.role in _HEADS and not plan.tied,  # copies stay equal
+            head=_as_head(plan, tensor),
         )
         for tensor, plane in planes
     ]
@@ -104,6 +106,12 @@ def side_of(prepared: Mapping[Side, Prepared], new: NewTensor) -> Side:
     return "head" if new.tensor.role in _HEADS and "head" in prepared else "input"
 
 
+def _as_head(plan: Plan, new: NewTensor) -> bool:
+    """Whether a tensor's rows are made as those of an output head are; not where it is a copy of
+    the input embeddings, and has to stay one."""
+    return new.tensor.role in _HEADS and not plan.tied
+
+
 def _combined_rows(
     plan: Plan, new: NewTensor, source: TensorRows, rows: Rows, outliers: dict[int, float]
 ) -> Iterator[npt.NDArray[Any]]:
@@ -129,7 +137,7 @@ def _watching(
 
     def watch(tokens: npt.NDArray[np.int64], rows: npt.NDArray[np.float32]) -> None:
         factors = lengths(rows) / longest
-        for place in np.flatnonzero(factors > 1):
+        for place in np.flatnonzero(factors > _LONGER):
             token, factor = int(tokens[place]), float(factors[place])
             found[token] = max(found.get(token, 0.0), factor)
 
@@ -177,12 +185,12 @@ def _pieces(plan: Plan, new: NewTensor, pieces: tuple[int, ...]) -> tuple[int, .
     """
     if plan.pieces != "ends":
         return pieces
-    return pieces[:1] if new.tensor.role in _HEADS else pieces[-1:]
+    return pieces[:1] if _as_head(plan, new) else pieces[-1:]
 
 
 def _weights(plan: Plan, new: NewTensor, count: int) -> list[float]:
     """Of a token's pieces: equal, or in output heads half as much for each after the first."""
-    if plan.pieces == "first" and new.tensor.role in _HEADS:
+    if plan.pieces == "first" and _as_head(plan, new):
         whole = 1 - 0.5**count
         return [0.5 ** (place + 1) / whole for place in range(count)]
     return [1 / count] * count

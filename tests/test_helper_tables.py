@@ -170,6 +170,18 @@ def test_subword_is_made_from_pieces(bare: Path, pieces: Any) -> None:
     assert (report.counts.split, report.counts.missing) == (len(PIECES), 0)
 
 
+@pytest.mark.parametrize("pieces", [None, "first", "mean", "ends"])
+def test_a_head_that_is_a_copy_of_the_embeddings_stays_one(bare: Path, pieces: Any) -> None:
+    tensors = read_tensors(bare / "source")
+    tensors[HEAD] = tensors[EMBEDDINGS]
+    config = {"vocab_size": len(SOURCE), "tie_word_embeddings": True}
+    write_checkpoint(bare / "source", tensors, config)
+    arguments = {} if pieces is None else {"pieces": pieces}
+    report, made = run(bare, method="subword", **arguments)
+    assert report.tied
+    assert made[HEAD].tobytes() == made[EMBEDDINGS].tobytes()
+
+
 def test_mean_needs_a_tokenizer_only(bare: Path) -> None:
     report, made = run(bare, method="mean")
     source = read_tensors(bare / "source")

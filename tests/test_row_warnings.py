@@ -86,6 +86,14 @@ def test_an_average_is_never_longer(place: Path) -> None:
     assert warnings(place, "longer than") == []
 
 
+def test_rounding_is_no_length(place: Path) -> None:
+    tensors = read_tensors(place / "source")
+    tensors["lm_head.bias"] = np.full(len(tensors["lm_head.weight"]), -2.1, np.float32)
+    save(place / "source", tensors, {"vocab_size": len(tensors["lm_head.weight"])})
+    for method in ("knn", "omp", "ridge"):
+        assert warnings(place, "lm_head.bias: ", method=method) == []
+
+
 def test_too_few_anchors_are_said(pair: Pair) -> None:
     """Of methods that need one for each direction."""
     tokenizer(pair.helper, [*"abc", *NEW])
