@@ -208,7 +208,7 @@ def link_warnings(shards: Sequence[TargetShard]) -> list[str]:
         )
     if behind:
         warnings.append(
-            f"{len(behind):,} of {len(shards):,} shards are symbolic links in the source, as in "
-            "the Hub's cache: copied, not linked, so that nobody writes through to what others use"
+            f"{len(behind):,} of {len(shards):,} shards lie in the Hub's cache or behind symbolic "
+            "links: copied, not linked, so that nobody writes through to what others use"
         )
     return warnings

@@ -121,6 +121,11 @@ def cache_entry(directory: Path) -> Path:
     return entry if in_cache else directory
 
 
+def in_cache(directory: Path) -> bool:
+    """Whether a directory is a snapshot in the Hub's cache."""
+    return cache_entry(directory) != directory.resolve()
+
+
 def _parse(model: str) -> _Model:
     found = _ID.fullmatch(model)
     if found is None:

@@ -36,6 +36,7 @@ from clpstream.checks import (
     vocabulary_warnings,
 )
 from clpstream.errors import TransferError
+from clpstream.hub import in_cache
 from clpstream.inputs import read_json, read_json_if_there, refuse_lfs_pointer
 from clpstream.origins import Origins, find_origins
 from clpstream.output.config import Retarget
@@ -232,7 +233,8 @@ def make_plan(
         refuse_lfs_pointer(path)
     base_rows = _base_rows(big, old, source_rows)
     made = {t.name: NewTensor(t, origins.rows + t.rows - base_rows) for t in tensors}
-    shards = plan_shards(big, made, hard_links=link_mode == "hardlink")
+    linking = link_mode == "hardlink" and not in_cache(big.directory)
+    shards = plan_shards(big, made, hard_links=linking)
     written, notes = _json_files(big, tokenizer_directory, new, origins, made, base_rows)
     return Plan(
         source=big,
@@ -353,7 +355,9 @@ def _json_files(
     alone = not os.path.lexists(generation)
     files = {"config.json": retarget.config(source.config, class_name, alone)}
     if not alone:
-        files["generation_config.json"] = retarget.generation_config(read_json(generation))
+        files["generation_config.json"] = retarget.generation_config(
+            read_json(generation), source.config
+        )
     index = index_of(source, new)
     if index is not None:
         files[INDEX_FILE] = index

@@ -12,7 +12,7 @@ import numpy as np
 
 from clpstream.checkpoint import Checkpoint, fingerprint
 from clpstream.device import device
-from clpstream.hub import cache_entry, model_name
+from clpstream.hub import in_cache, model_name
 from clpstream.new_rows import finite_words
 from clpstream.origins import NO_ROW
 from clpstream.output.report import (
@@ -90,7 +90,7 @@ def make_report(
 def _left_behind(plan: Plan) -> tuple[str, ...]:
     """None of a model on the Hub: what else is in the cache is an accident."""
     directory = plan.source.directory
-    if cache_entry(directory) != directory.resolve():
+    if in_cache(directory):
         return ()
     shards = {shard.path.name for shard in plan.source.shards}
     return tuple(left_behind(directory, plan.copied_files, shards))

@@ -75,7 +75,7 @@ def test_ids_left_to_class_defaults_are_made_explicit():
 
 def test_a_list_of_stop_tokens_stays_a_list_and_names_what_it_lost():
     made = retarget()
-    config = made.generation_config({"eos_token_id": [12, 77, 99], "temperature": 0.6})
+    config = made.generation_config({"eos_token_id": [12, 77, 99], "temperature": 0.6}, {})
     assert config == {"eos_token_id": [2, 33], "temperature": 0.6}
     assert len(made.warnings) == 1
     assert "99" in made.warnings[0]
@@ -85,7 +85,7 @@ def test_a_list_of_stop_tokens_stays_a_list_and_names_what_it_lost():
 def test_a_list_of_stop_tokens_that_are_all_lost_is_null_and_not_empty():
     """transformers' generate() fails on an empty list."""
     made = retarget(roles={})
-    assert made.generation_config({"eos_token_id": [98, 99], "suppress_tokens": [99]}) == {
+    assert made.generation_config({"eos_token_id": [98, 99], "suppress_tokens": [99]}, {}) == {
         "eos_token_id": None,
         "suppress_tokens": [],
     }
@@ -107,12 +107,12 @@ def test_every_token_with_the_row_of_the_stop_token_stops():
     """The source has one token for bos and eos: its logits would be shared by two."""
     shared = {"targets_of": {12: (1, 2)}}
     made = retarget(**shared)
-    assert made.generation_config({"eos_token_id": 12, "bos_token_id": 12}) == {
+    assert made.generation_config({"eos_token_id": 12, "bos_token_id": 12}, {}) == {
         "eos_token_id": [2, 1],
         "bos_token_id": 1,
     }
     assert "eos" in made.warnings[0]
-    plain = retarget(targets_of={12: (2, 40)}).generation_config({"eos_token_id": 12})
+    plain = retarget(targets_of={12: (2, 40)}).generation_config({"eos_token_id": 12}, {})
     assert plain == {"eos_token_id": 2}  # 40 is text
     config = {"vocab_size": 1000, "eos_token_id": 12}
     assert retarget(**shared).config(config, None, alone=False)["eos_token_id"] == 2
@@ -121,13 +121,13 @@ def test_every_token_with_the_row_of_the_stop_token_stops():
 
 def test_a_role_that_the_target_lacks_becomes_null_and_is_told():
     made = retarget()
-    assert made.generation_config({"pad_token_id": 999}) == {"pad_token_id": None}
+    assert made.generation_config({"pad_token_id": 999}, {}) == {"pad_token_id": None}
     assert "pad" in made.warnings[0]
 
 
 def test_an_id_of_no_role_that_is_lost_is_left_and_told():
     made = retarget()
-    assert made.generation_config({"image_token_id": 999}) == {"image_token_id": 999}
+    assert made.generation_config({"image_token_id": 999}, {}) == {"image_token_id": 999}
     assert "image_token_id" in made.warnings[0]
 
 
@@ -139,7 +139,7 @@ def test_a_part_with_a_vocabulary_of_its_own_keeps_its_ids():
 def test_lists_of_ids_are_carried_over_and_structures_are_named():
     made = retarget()
     config = {"suppress_tokens": [11, 99], "bad_words_ids": [[11]], "forced_decoder_ids": None}
-    assert made.generation_config(config) == config | {"suppress_tokens": [1]}
+    assert made.generation_config(config, {}) == config | {"suppress_tokens": [1]}
     assert len(made.warnings) == 2
     assert "[99]" in made.warnings[0]
     assert "bad_words_ids" in made.warnings[1]
@@ -153,7 +153,7 @@ def test_the_class_of_a_tokenizer_that_is_left_behind_is_not_named():
 def test_null_and_other_values_stay():
     made = retarget()
     config = {"decoder_start_token_id": None, "eos_token_id": "x", "token_ids": [[1]], "top_k": 12}
-    assert made.generation_config(config) == config
+    assert made.generation_config(config, {}) == config
 
 
 def test_padded_sizes_are_the_vocabulary_size_too(tmp_path):
@@ -164,6 +164,42 @@ def test_padded_sizes_are_the_vocabulary_size_too(tmp_path):
     write_helper(tmp_path / "helper")
     clpstream.convert(tmp_path / "source", tmp_path / "helper", tmp_path / "target")
     assert read_json(tmp_path / "target" / "config.json")["vocab_size"] == SIZE
+
+
+def test_a_model_of_sound_keeps_the_sizes_and_the_ids_of_its_codes():
+    """As csm has them, and the talker of qwen3-omni."""
+    made = retarget()
+    sound = {"vocab_size": 51, "pad_token_id": 12, "codebook_pad_token_id": 12}
+    config = made.config(
+        {
+            "vocab_size": 51,
+            "text_vocab_size": 1000,
+            "codebook_pad_token_id": 12,
+            "audio_token_id": 77,
+            "eos_token_id": 12,
+            "depth_decoder_config": sound,
+            "talker_config": {"codec_eos_token_id": 12, "image_token_id": 77},
+        },
+        None,
+        alone=True,
+    )
+    assert config["vocab_size"] == 51 and config["text_vocab_size"] == 500
+    assert config["codebook_pad_token_id"] == 12
+    assert config["audio_token_id"] == 33 and config["eos_token_id"] == 2
+    assert config["depth_decoder_config"] == sound
+    assert config["talker_config"] == {"codec_eos_token_id": 12, "image_token_id": 33}
+    assert made.warnings == []
+
+
+def test_what_another_vocabulary_s_decoder_generates_is_left_alone():
+    """As musicgen's, whose encoder has the text."""
+    made = retarget()
+    config = {"encoder": {"vocab_size": 1000}, "decoder": {"vocab_size": 51}}
+    generation = {"decoder_start_token_id": 12, "eos_token_id": [12, 77]}
+    assert made.generation_config(generation, config) == generation
+    assert "generation_config.json" in made.warnings[0]
+    config["decoder"]["vocab_size"] = 1000
+    assert made.generation_config(generation, config)["eos_token_id"] == [2, 33]
 
 
 def test_without_a_generation_config_none_is_written(pair):

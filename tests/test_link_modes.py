@@ -93,6 +93,16 @@ def test_what_a_symbolic_link_leads_to_is_never_linked(sharded, tmp_path):
     assert any("symbolic links" in warning for warning in result.report.warnings)
 
 
+def test_the_hub_s_cache_is_never_linked_even_where_it_has_no_symbolic_links(sharded, tmp_path):
+    source, helper, output = sharded
+    snapshot = tmp_path / "models--org--name" / "snapshots" / ("0" * 40)
+    snapshot.parent.mkdir(parents=True)
+    source.rename(snapshot)
+    result = convert(snapshot, helper, output, link_mode="hardlink")
+    assert not (output / BODY).samefile(snapshot / BODY)
+    assert any("Hub's cache" in warning for warning in result.report.warnings)
+
+
 def test_a_clone_is_used_where_there_is_one(sharded, monkeypatch):
     """No file system of the tests needs to have clones: the call is replaced by one that copies."""
     source, helper, output = sharded

@@ -68,6 +68,7 @@ VARIANTS = {
     "bert/pretraining": Species("bert", "BertForPreTraining"),
     "bert/untied": Species("bert", "BertForMaskedLM", UNTIED),
     "bloom/headless": Species("bloom", "BloomModel"),
+    "csm": Species("csm", "CsmForConditionalGeneration"),
     "distilbert/untied": Species("distilbert", "DistilBertForMaskedLM", UNTIED),
     "electra/causal": Species("electra", "ElectraForCausalLM"),
     "electra/pretraining": Species("electra", "ElectraForPreTraining"),
@@ -219,6 +220,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "chameleon": {"vocabulary_map": {"<image>": 300, "IMGIMGAZ": 301}},
     "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": ROPE}}},
     "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE}},
+    "csm": {"vocab_size": 64, "num_codebooks": 2, "codebook_pad_token_id": 63,
+            "depth_decoder_config": {"num_codebooks": 2},
+            "codec_config": {"upsample_groups": 32, "num_quantizers": 2,
+                             "num_semantic_quantizers": 1}},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0},
              "ffn_config": {"hidden_size": 32}},
     "deepseek_ocr2": {

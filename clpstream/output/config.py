@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from clpstream.checkpoint import VOCABULARY_SIZE, stated_sizes
+from clpstream.checkpoint import VOCABULARY_SIZE, sizes_in, stated_sizes
 from clpstream.inputs import LANGUAGE_LEVELS
 from clpstream.vocabulary import ROLES
 
 _TOKEN_KEY = re.compile(
-    r"(?:(?P<role>\w+)_)?token_(?:id|ids|index)"
+    r"(?:(?P<role>(?!code(?:c|book)_)\w+)_)?token_(?:id|ids|index)"
     r"|(?P<old_role>bos|eos|pad|unk|mask)_index"  # xlm, flaubert
     r"|(?:image|slice)_(?:start|end|patch)_id|im_(?:start|end|newline)_id|newline_id"
 )
-"""Keys that hold token ids; molmo, minicpm-v and hunyuan-vl leave out that they are of tokens."""
+"""Keys that hold token ids; molmo, minicpm-v and hunyuan-vl leave out that they are of tokens. A
+codec's (csm, the talker of qwen3-omni) are of sounds."""
 _LISTS = ("suppress_tokens", "begin_suppress_tokens")
 """Lists of token ids whose names don't say so."""
 _OFFSETS = ("vocab_offset",)
@@ -34,6 +36,8 @@ _POSITIONS_FROM_PAD = (
 )
 """Model types whose first position is pad_token_id + 1, or whose table of positions has a row for
 it: the id belongs to the weights and not to the tokenizer."""
+_NEAR = 0.1
+"""Part by which a table may be longer than the vocabulary, to be padded."""
 _CLASS_DEFAULTS = ("bos", "eos", "pad")
 """Ids for which many config classes have defaults, of the vocabulary their authors used."""
 
@@ -68,8 +72,12 @@ class Retarget:
         would take its class's default, which belongs to another vocabulary. `tokenizer_class` is
         named in it if given: transformers looks there when tokenizer_config.json is silent.
         """
-        sizes = dict.fromkeys(stated_sizes(config), self.rows) | dict(self.sizes)
-        sizes[self.old_rows] = self.rows
+        known = {*self.sizes, self.old_rows}
+        # a model of sound may state the text's size under another key (csm), and its own as this
+        named = any(size.key != "vocab_size" and size.value in known for size in sizes_in(config))
+        most = _NEAR * self.old_rows if named else math.inf
+        stated = [n for n in stated_sizes(config) if abs(n - self.old_rows) <= most]
+        sizes = dict.fromkeys(stated, self.rows) | dict(self.sizes) | {self.old_rows: self.rows}
         new = self._level(config, "config.json", sizes, all_stops=alone)
         levels = [level for level in _levels(new) if _has_size(level, sizes.values())]
         if not levels:  # left out where it is the class's default
@@ -90,15 +98,23 @@ class Retarget:
             new.pop("tokenizer_class", None)
         return new
 
-    def generation_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The target's generation_config.json."""
-        return self._level(config, "generation_config.json", self.sizes, all_stops=True)
+    def generation_config(
+        self, generation: Mapping[str, Any], config: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The target's generation_config.json. config: the source's config.json."""
+        decoder = config.get("decoder")
+        if isinstance(decoder, dict) and _is_foreign(decoder, self.sizes):
+            self.warnings.append(
+                "generation_config.json: kept as it is: what it is about, the decoder, has a "
+                "vocabulary of its own"
+            )
+            return dict(generation)
+        return self._level(generation, "generation_config.json", self.sizes, all_stops=True)
 
     def _level(
         self, level: Mapping[str, Any], path: str, sizes: Mapping[int, int], all_stops: bool
     ) -> dict[str, Any]:
-        size = level.get("vocab_size")
-        if type(size) is int and size not in sizes:  # of another vocabulary, with its own ids
+        if _is_foreign(level, sizes):
             return {key: self._behind(n) if key in _OFFSETS else n for key, n in level.items()}
         new: dict[str, Any] = {}
         for key, value in level.items():
@@ -206,6 +222,11 @@ class Retarget:
             "source's eos tokens do"
         )
         return every
+
+
+def _is_foreign(level: Mapping[str, Any], sizes: Collection[int]) -> bool:
+    """Whether a level of config.json is that of another vocabulary, with its own ids."""
+    return type(level.get("vocab_size")) is int and not _has_size(level, sizes)
 
 
 def _has_size(level: Mapping[str, Any], sizes: Collection[int]) -> bool:

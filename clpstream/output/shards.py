@@ -97,7 +97,7 @@ def plan_shards(
     """The target's shards: the source's, but for the tensors that are in `new` by name.
 
     hard_links: those that don't change are linked; but not where the source has a symbolic link,
-    since what lies behind it, the Hub's cache for example, is not the source's alone.
+    since what lies behind it is not the source's alone.
 
     Raises CheckpointError if two of the source's would get the same name.
     """
