@@ -35,6 +35,8 @@ NEW_WORDS = [*TARGET_WORDS, *(f" new{number}" for number in range(110))]
 SOURCE_IDS = {word: token for token, word in enumerate(["</s>", *OLD_WORDS])}
 TARGET_IDS = {word: token for token, word in enumerate(["</s>", *NEW_WORDS])}
 ROWS, TARGET_ROWS = len(SOURCE_IDS), len(TARGET_IDS)
+PADDED = 136
+assert PADDED - 8 < ROWS < PADDED
 SHARED = [word for word in SOURCE_IDS if word in TARGET_IDS]
 
 BODY = {
@@ -297,12 +299,23 @@ def test_what_the_user_names_goes_before_every_rule(tmp_path: Path) -> None:
         convert(source, helper, target, vocab_tensors=["x.wte.weight"], overwrite=True)
 
 
-def test_a_head_quantised_in_an_unknown_way_is_refused_by_name(tmp_path: Path) -> None:
-    parts = {"lm_head.W_q": np.ones((ROWS, 8), np.uint8), "lm_head.scale": np.ones((ROWS, 1), "f4")}
+@pytest.mark.parametrize("rows", [ROWS, ROWS // 8 + 5])
+def test_a_head_quantised_in_an_unknown_way_is_refused_by_name(tmp_path: Path, rows: int) -> None:
+    """As by HQQ and AQLM, with parts of any length."""
+    parts = {"lm_head.W_q": np.ones((rows, 8), np.uint8), "lm_head.scale": np.ones((rows, 1), "f4")}
     tensors = {name: tensor for name, tensor in LLAMA.items() if name != "lm_head.weight"}
     source, helper, target = write(tmp_path, tensors | parts)
     with pytest.raises(clpstream.CheckpointError, match=r"lm_head\.weight' is quantised"):
         convert(source, helper, target)
+
+
+@pytest.mark.parametrize("shape", [(PADDED, WIDTH), (PADDED,)])
+def test_a_padded_table_of_unknown_name_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    name = "model.text_out.weight"
+    source, helper, target = write(tmp_path, LLAMA | {name: np.ones(shape, np.float32)})
+    with pytest.raises(clpstream.CheckpointError, match=f"{name}.*about as long.*--pass-through"):
+        convert(source, helper, target)
+    convert(source, helper, target, pass_through=[name])
 
 
 def test_a_tied_table_may_be_stored_as_the_head(tmp_path: Path) -> None:

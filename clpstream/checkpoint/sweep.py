@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Container, Iterator, Mapping
+from typing import Any, NoReturn
 
 from clpstream.checkpoint.names import (
     QUANTISED_PARTS,
@@ -21,19 +21,29 @@ _MOST_FUSED = 16
 
 
 def refuse_unexplained(
-    spans: list[TensorSpan], lengths: set[int], width: int, config: Mapping[str, Any]
+    spans: list[TensorSpan],
+    lengths: set[int],
+    padded: set[int],
+    width: int,
+    config: Mapping[str, Any],
 ) -> None:
-    """Raise CheckpointError for a tensor with an axis in `lengths`, unless it is a layer's own.
+    """Raise CheckpointError for a tensor with an axis in `lengths`, unless it is a layer's own; and
+    for one outside of layers whose first axis is in `padded`: lengths of a longer or shorter table
+    of the same vocabulary.
 
     Layers may have sizes that are as long as the vocabulary by accident. Then config.json has the
     number, or it is a multiple of the model's width, or some layer's weights have it as their
     input and some as their output.
     """
+    sizes = set(_other_numbers(config))
+    padded = {length for length in padded - lengths - sizes if length % width}
+    for span in spans:
+        if span.shape[:1] and span.shape[0] in padded and not in_a_layer(span.name):
+            _refuse(span, "about ")
     if width in lengths:  # then a length says nothing, but for tables' first axis
         spans = [span for span in spans if len(span.shape) > 1 and span.shape[0] in lengths]
     long = [span for span in spans if not lengths.isdisjoint(span.shape)]
     inside = [span for span in long if in_a_layer(span.name)]
-    sizes = set(_other_numbers(config))
     own = {
         length
         for length in lengths
@@ -47,23 +57,29 @@ def refuse_unexplained(
     for span in long:
         if in_a_layer(span.name) and lengths.intersection(span.shape) <= own:
             continue
-        refuse_quantised(span, any_part=True)
-        raise CheckpointError(
-            f"{span}: its shape {list(span.shape)} has an axis as long as the vocabulary, and its "
-            f"name is not known; decide with --pass-through {span.name} or --vocab-tensor "
-            f"{span.name}"
-        )
+        _refuse(span)
 
 
-def refuse_quantised(span: TensorSpan, any_part: bool = False) -> None:
+def _refuse(span: TensorSpan, about: str = "") -> NoReturn:
+    refuse_quantised(span, wholes=())
+    raise CheckpointError(
+        f"{span}: its shape {list(span.shape)} has an axis {about}as long as the vocabulary, and "
+        f"its name is not known; decide with --pass-through {span.name} or --vocab-tensor "
+        f"{span.name}"
+    )
+
+
+def refuse_quantised(span: TensorSpan, wholes: Container[str] | None = None) -> None:
     """Raise CheckpointError for what stands in a quantised checkpoint in a table's place.
 
-    any_part: whatever it is called.
+    wholes: names of the checkpoint's tensors; then it is refused whatever part of a table it is
+    called, if the table is not among them.
     """
     parts = [part for part in QUANTISED_PARTS if span.name.endswith("." + part)]
-    for part in parts or ([span.name.rpartition(".")[2]] if any_part else []):
+    for part in parts or [span.name.rpartition(".")[2]]:
         whole = span.name.removesuffix(part) + "weight"
-        if whole != span.name and vocabulary_role(whole) is not None:
+        missing = bool(parts) or (wholes is not None and whole not in wholes)
+        if missing and whole != span.name and vocabulary_role(whole) is not None:
             raise CheckpointError(
                 f"{span}: '{whole}' is quantised, and its rows can't be combined; use a checkpoint "
                 "in which it is not"

@@ -22,12 +22,14 @@ from clpstream.checkpoint.names import (
 )
 from clpstream.checkpoint.rows import TensorRows
 from clpstream.checkpoint.safetensors_file import TensorSpan
-from clpstream.checkpoint.sizes import text_sizes, vocabulary_size, vocabulary_sizes
+from clpstream.checkpoint.sizes import stated_sizes, text_sizes, vocabulary_size, vocabulary_sizes
 from clpstream.checkpoint.sweep import refuse_quantised, refuse_split, refuse_unexplained
 from clpstream.errors import CheckpointError
 
 _NEAR = 0.1
 """Tables of one vocabulary may differ in length by this part: rows for images, or for a prompt."""
+_PADDED_TO = (8, 16, 32, 64, 128, 256)
+"""Multiples to which tables of a vocabulary are made longer."""
 _COMPARED_BYTES = 32 << 20
 _NAMED = 5
 
@@ -110,8 +112,12 @@ def find_vocabulary_tensors(
         elif by_user or _belongs(tensor, embeddings, checkpoint.config):
             _check_usable(tensor)
             found.append(tensor)
+    for span in unexplained:
+        refuse_quantised(span, wholes=names)
     lengths = {tensor.rows for tensor in found}
-    refuse_unexplained(unexplained, lengths, embeddings.width, checkpoint.config)
+    padded = {-(-rows // many) * many for rows in lengths for many in _PADDED_TO}
+    padded.update(stated_sizes(checkpoint.config))
+    refuse_unexplained(unexplained, lengths, padded, embeddings.width, checkpoint.config)
     return tuple(found)
 
 
