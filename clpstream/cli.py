@@ -88,9 +88,10 @@ class _Stopped(BaseException):
 
 def _fail(message: str, code: int) -> NoReturn:
     """One line on stderr."""
-    from clpstream.terminal import printable
+    from clpstream.terminal import Lossy, printable
 
-    print(f"clpstream: {printable(message)}", file=sys.stderr)
+    if sys.stderr is not None:  # as it is where it was closed
+        print(f"clpstream: {printable(message)}", file=Lossy(sys.stderr), flush=True)
     sys.exit(code)
 
 

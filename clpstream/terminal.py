@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from clpstream.progress import Progress, Update
 
@@ -31,7 +31,32 @@ def progress_for(stream: TextIO | None, quiet: bool) -> Progress:
     """Bars on a terminal, plain lines elsewhere, nothing if `quiet` or the stream is closed."""
     if quiet or stream is None:
         return Progress()
-    return Bars(stream) if stream.isatty() else Lines(stream)
+    return Bars(stream) if stream.isatty() else Lines(Lossy(stream))
+
+
+class Lossy:
+    """A stream of which nobody may be left to read it, or whose disk may be full: what is said
+    there is lost, and the work is done all the same."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> None:
+        """As of any stream."""
+        self._tried(lambda: self._stream.write(text))
+
+    def flush(self) -> None:
+        """As of any stream."""
+        self._tried(self._stream.flush)
+
+    def _tried(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except OSError:  # what is left in buffers goes nowhere too
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
 class Bars(Progress):
@@ -54,7 +79,7 @@ class Bars(Progress):
             total=total,
             unit=unit if in_bytes else f" {unit}",
             unit_scale=in_bytes,
-            file=self._stream,
+            file=Lossy(self._stream),
             dynamic_ncols=columns > 0,
             ncols=columns or 80,
             nrows=rows or 24,
@@ -69,7 +94,7 @@ class Bars(Progress):
 class Lines(Progress):
     """A line when a task begins or ends, and every ten seconds in between."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | Lossy) -> None:
         self._stream = stream
 
     @contextlib.contextmanager

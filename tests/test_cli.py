@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import termios
+from pathlib import Path
 from typing import get_args
 
 import click
@@ -159,6 +160,22 @@ def test_a_reader_who_has_seen_enough_is_no_failure(pair):
     os.close(write)
     assert (done.returncode, "Error" in done.stderr) == (0, False)
     assert (pair.output / "config.json").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+@pytest.mark.parametrize("lost", ["reader", "room"])
+def test_nobody_has_to_read_how_far_it_is(pair, lost):
+    """As in `clpstream convert ... 2>&1 >/dev/null | head -1`, or 2> a file on a full disk."""
+    command = [sys.executable, "-m", "clpstream", "convert", *map(str, pair)]
+    read, write = os.pipe() if lost == "reader" else (0, os.open("/dev/full", os.O_WRONLY))
+    if lost == "reader":
+        os.close(read)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=write, text=True, check=False)
+    assert done.returncode == 0
+    assert "wrote" in done.stdout
+    failed = subprocess.run([*command, "--neighbors", "0"], stderr=write, check=False)
+    os.close(write)
+    assert failed.returncode == 2
 
 
 def test_peak_memory_is_that_of_the_run_and_not_of_who_started_it(tmp_path):
