@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from clpstream import memory
-from clpstream.checkpoint import Checkpoint, TensorSpan, read_ahead
+from clpstream.checkpoint import TensorSpan, read_ahead
 from clpstream.choosing import with_method
 from clpstream.device import CPU, find, on_device
 from clpstream.errors import NotFiniteError, OutputError, TransferError
@@ -45,7 +45,7 @@ from clpstream.plan import Pieces, Plan, Shared, make_plan, reads_helper
 from clpstream.progress import Progress
 from clpstream.reporting import make_report
 from clpstream.sharing import prepare, searches, settle
-from clpstream.transfer import Method, Rows
+from clpstream.transfer import Method
 from clpstream.vocabulary import Match
 
 _STEP = 16 << 20
@@ -254,8 +254,9 @@ def _write(plan: Plan, stage: Path, progress: Progress) -> Report:
         write_file(stage / name, json_bytes(content))
     for name, path in plan.copied_files.items():
         write_file(stage / name, path.read_bytes())
-    target = verify(stage, plan.source, plan.new)
-    rows = _embeddings(settled, target)
+    spans = verify(stage, plan.source, plan.new)
+    source = plan.source_embeddings
+    rows = replace(source, span=spans[source.name]).plane(0)
     report = make_report(settled, guarded, rows, search, findings)
     write_file(stage / REPORT_FILE, json_bytes(report.to_json()))
     return report
@@ -269,13 +270,6 @@ def _scattered(plan: Plan) -> list[TensorSpan]:
         for new in plan.new.values()
         if len(plan.origins.anchors) * _MANY > new.tensor.rows
     ]
-
-
-def _embeddings(plan: Plan, target: Checkpoint) -> Rows:
-    """The target's input embeddings."""
-    source = plan.source_embeddings
-    span = next(span for span in target.tensors if span.name == source.name)
-    return replace(source, span=span).plane(0)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from clpstream.inputs import refuse_lfs_pointer
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # of which a large model has a hundred thousand
 class TensorSpan:
     """A tensor on disk: `length` bytes at `offset` (from the start of the file) of `path`.
 

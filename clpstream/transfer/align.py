@@ -12,7 +12,7 @@ import numpy as np
 
 from clpstream.device import device
 from clpstream.errors import TransferError
-from clpstream.memory import block_bytes, lean
+from clpstream.memory import block_bytes, lean, scratch_directory
 from clpstream.transfer.fitted import PreparedMap, fit_bytes
 from clpstream.transfer.linear import (
     Frame,
@@ -240,7 +240,7 @@ def _kept(make: Callable[[], Found]) -> Callable[[], Found]:
 
 def _on_disk(matrix: Floats) -> Floats:
     """The same in a temporary file without a name, to lie beside the fit of another."""
-    with TemporaryFile() as file:
+    with TemporaryFile(dir=scratch_directory()) as file:
         matrix.tofile(file)
         return np.memmap(file, np.float32, "r", shape=matrix.shape)
 
