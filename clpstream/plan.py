@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -138,7 +139,7 @@ class Plan:
         """Size of the target's shards."""
         return sum(shard.size for shard in self.shards)
 
-    @property
+    @cached_property  # a large model's index is longer than its tokenizer
     def bytes_to_write(self) -> int:
         """Size of the target's shards and other files, but for those that are linked."""
         return (
