@@ -109,9 +109,9 @@ def test_blocks_don_t_depend_on_what_was_measured(pair, monkeypatch):
     blocks is rounded in another way."""
     limits = []
 
-    def noted(limit, *, lean=False):
+    def noted(limit, *, lean, reserved):
         limits.append((limit, lean))
-        return limited_to(limit, lean=lean)
+        return limited_to(limit, lean=lean, reserved=reserved)
 
     monkeypatch.setattr("clpstream.conversion.limited_to", noted)
     for extra in (0, 4096, 300_000):

@@ -113,7 +113,7 @@ status = open("/proc/self/status").read()
 limit = int(sys.argv[1])
 data = 1024 * int(status.split("VmData:")[1].split()[0])
 resource.setrlimit(resource.RLIMIT_DATA, (data + limit, data + limit))
-clpstream.convert(*sys.argv[3:], method=sys.argv[2], shared="copy", max_memory=limit)
+clpstream.convert(*sys.argv[4:], method=sys.argv[2], shared=sys.argv[3], max_memory=limit)
 try:
     np.empty(limit, np.uint8)
 except MemoryError:
@@ -137,10 +137,14 @@ def wide(tmp_path_factory):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's RLIMIT_DATA")
-@pytest.mark.parametrize("method", ["clp", "knn", "mean", "omp", "random", "ridge", "subword"])
-def test_a_run_keeps_to_a_limit_that_the_kernel_enforces(wide, tmp_path, method):
+@pytest.mark.parametrize(
+    "method, shared",
+    [("align", "auto"), ("clp", "auto")]
+    + [(method, "copy") for method in sorted(METHODS) if method != "align"],
+)
+def test_a_run_keeps_to_a_limit_that_the_kernel_enforces(wide, tmp_path, method, shared):
     output = tmp_path / "out"
-    arguments = [str(LIMIT), method, *map(str, wide), str(output)]
+    arguments = [str(LIMIT), method, shared, *map(str, wide), str(output)]
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, *arguments], capture_output=True, text=True
     )
