@@ -86,7 +86,7 @@ def _add_products(out: Floats, lines: Ids, place: Ids, values: Floats, rows: Flo
     counts = np.diff(starts, append=len(lines))
     longest_first = np.argsort(-counts, kind="stable")
     step = max(1, _CACHED_BYTES // (4 * max(1, rows.shape[1])))
-    product = np.empty((step, rows.shape[1]), np.float32)
+    product = np.empty((step, rows.shape[1]), rows.dtype)  # float64 if the caller's are
     for first in range(0, len(starts), step):
         some = longest_first[first : first + step]
         begin, left = starts[some], counts[some]
