@@ -5,6 +5,7 @@
 Arrays of the shapes that the conversion of SOURCE with HELPER has, of random numbers; nothing is
 read, searched for or rounded, and what is made is thrown away. Prints the seconds of the products,
 decompositions included, without those of making the arrays: for all vocabulary tensors together.
+What the helper alone determines is made once for all of them.
 """
 
 from __future__ import annotations
@@ -58,10 +59,8 @@ def seconds(plan: Plan, method: str, judged: int) -> float:
     start = time.perf_counter()
     if judged:
         agree(x[:judged], y[:judged])
-    if method == "knn":
-        search(wanted, x)
-    for _ in tables if method != "knn" else ():
-        apply(wanted, fit(method, x, y, wanted[:POOL], y[:POOL]))
+    for slopes in fitted(method, x, y, wanted, len(tables)):
+        apply(wanted, slopes)
     return time.perf_counter() - start
 
 
@@ -72,24 +71,37 @@ def agree(x: Floats, y: Floats) -> None:
     apply(y, turn if len(turn) == y.shape[1] else slopes.T)
 
 
-def fit(method: str, x: Floats, y: Floats, wanted: Floats, words: Floats) -> Floats:
-    products = x.T @ y
-    if method in ("clp", "paper"):
-        return products
-    if method == "ridge":
+def fitted(method: str, x: Floats, y: Floats, wanted: Floats, tables: int) -> Iterator[Floats]:
+    """What the wanted rows are multiplied with, for each table."""
+    if method == "knn":
+        search(wanted, x)
+    elif method in ("clp", "paper"):
+        yield from (x.T @ y for _ in range(tables))
+    elif method == "ridge":
         vectors = np.linalg.eigh(x.T @ x)[1].astype(np.float32)
-        return vectors @ (vectors.T @ products)
-    if method == "procrustes":
-        slopes = decomposed(products)[1]
-        for _ in range(Procrustes().rounds):
-            apply(x, slopes)
+        yield from (vectors @ (vectors.T @ (x.T @ y)) for _ in range(tables))
+    elif method == "procrustes":
+        for _ in range(tables):
+            products = x.T @ y
             slopes = decomposed(products)[1]
-        return slopes
-    slopes = decomposed(products)[1] + regressed(x, products)
+            for _ in range(Procrustes().rounds):
+                apply(x, slopes)
+                slopes = decomposed(products)[1]
+            yield slopes
+    else:
+        yield from aligned(x, y, wanted[:POOL], tables)
+
+
+def aligned(x: Floats, y: Floats, pool: Floats, tables: int) -> Iterator[Floats]:
+    """Half of the pool are found to be pairs, as with real models."""
+    products, inverse = [x.T @ y for _ in range(tables)], inverted(x)
     for _ in range(Align().rounds):
-        search(wanted @ slopes, words)
-        slopes = decomposed(products)[1] + regressed(wanted, products)
-    return slopes
+        for one in products:
+            search(pool @ (decomposed(one)[1] + inverse @ one), y[:POOL])
+        pairs = slice(POOL // 2)
+        inverse = inverted(pool[pairs])
+        products = [one + pool[pairs].T @ y[pairs] for one in products]
+    yield from (decomposed(one)[1] + inverse @ one for one in products)
 
 
 def decomposed(products: Floats) -> tuple[Floats, Floats]:
@@ -101,10 +113,10 @@ def decomposed(products: Floats) -> tuple[Floats, Floats]:
     return vectors.astype(np.float32), root if root.shape == products.shape else root.T
 
 
-def regressed(x: Floats, products: Floats) -> Floats:
+def inverted(x: Floats) -> Floats:
     squares = (x.T @ x).astype(np.float64)
     squares[np.diag_indices_from(squares)] += squares.trace() / len(squares)
-    found: Floats = (np.linalg.inv(squares) @ products).astype(np.float32)
+    found: Floats = np.linalg.inv(squares).astype(np.float32)
     return found
 
 
