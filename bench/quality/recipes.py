@@ -235,5 +235,38 @@ FR_UNTIED = Recipe(
     shards=1,
     prompt="Pour ouvrir le fichier,",
 )
-RECIPES = {recipe.name: recipe for recipe in (SOURCE_EN, HELPER_DE, EN_UNTIED, FR_UNTIED)}
+
+
+def _gpt2(name: str, vocab_size: int, width: int, heads: int, layers: int, prompt: str) -> Recipe:
+    return Recipe(
+        name=name,
+        train_tokenizer=byte_level_bpe,
+        config=GPT2Config(
+            vocab_size=vocab_size,
+            n_embd=width,
+            n_layer=layers,
+            n_head=heads,
+            n_positions=128,
+            activation_function="relu",
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=0,
+        ),
+        bos=SEPARATOR,
+        eos=SEPARATOR,
+        unk=None,
+        context=128,
+        batch=2048,
+        learning_rate=2e-3,
+        shards=1,
+        prompt=prompt,
+    )
+
+
+EN = _gpt2("en", 8192, 320, 5, 4, "To open the file,")
+DE = _gpt2("de", 8000, 224, 4, 3, "Um die Datei zu öffnen,")
+RECIPES = {recipe.name: recipe for recipe in (SOURCE_EN, HELPER_DE, EN_UNTIED, FR_UNTIED, EN, DE)}
 """Every model by its name on the command line; the first two are the demo's."""
