@@ -14,6 +14,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -643,23 +644,6 @@ def _map_tokens(pairs: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-_OPTIONS_OF = {
-    "neighbors": ("knn",),
-    "weights": ("knn",),
-    "temperature": ("knn",),
-    "index": ("knn",),
-    "center": ("knn", "omp"),
-    "clip_negative": ("clp",),
-    "atoms": ("omp",),
-    "penalty": ("ridge",),
-    "trim": ("procrustes",),
-    "rounds": ("align", "procrustes"),
-    "soften": ("align",),
-    "seed": ("random",),
-}
-"""The methods' parameters, and which methods have them. None is the method's own default."""
-
-
 def _method(context: click.Context, options: dict[str, Any]) -> str | Method:
     from clpstream.transfer import METHODS
 
@@ -668,7 +652,10 @@ def _method(context: click.Context, options: dict[str, Any]) -> str | Method:
             raise TransferError(f"--{name.replace('_', '-')} is an option of {of}; leave it out")
 
     method, own = options["method"], {}
-    for name, methods in _OPTIONS_OF.items():
+    for name in options:  # a method's parameters are named as their options; None is its default
+        methods = [each for each, made in METHODS.items() if name in signature(made).parameters]
+        if not methods:
+            continue
         if method not in methods:
             refuse(name, f"--method {' and '.join(methods)}")
         elif options[name] is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -57,9 +58,12 @@ def options_of(pair: Pair, *arguments: str, **variables: str) -> dict[str, Any]:
 
 def test_every_method_and_every_option_is_tried() -> None:
     assert OPTIONS.keys() == METHODS.keys()
-    assert {o.split()[0].strip("-").replace("no-", "").replace("-", "_") for o in EVERY} == set(
-        command_line._OPTIONS_OF
-    )
+    tried = {o.split()[0].strip("-").replace("no-", "").replace("-", "_") for o in EVERY}
+    assert tried == {field.name for made in METHODS.values() for field in fields(made)}
+    options = {option.name for option in cli.commands["convert"].params}
+    assert tried <= options
+    method = next(o for o in cli.commands["convert"].params if o.name == "method")
+    assert set(method.type.choices) == {*METHODS, "auto"}
 
 
 @pytest.mark.parametrize("method", OPTIONS)
