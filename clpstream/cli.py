@@ -507,6 +507,12 @@ def inspect(model: str, as_json: bool) -> None:
     multiple=True,
     help="SOURCE's input embeddings, if their name is not known.",
 )
+@_option(
+    "--max-memory",
+    type=_Size(),
+    metavar="SIZE",
+    help="Memory that the run may take, as in convert.",
+)
 @_device_option("cpu", "Where large products are made, as in convert.")
 @_option("--quiet", "-q", is_flag=True, help="Print the result and errors only.")
 @_option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -529,6 +535,7 @@ def evaluate(source: str, helper: str, **options: Any) -> None:
         match=options["match"],
         repeats=options["repeats"],
         seed=options["seed"],
+        max_memory=options["max_memory"],
         vocab_tensors=options["vocab_tensors"],
         device=options["device"],
         progress=_progress(options["quiet"]),

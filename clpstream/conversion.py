@@ -10,9 +10,7 @@ import contextlib
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +24,13 @@ from clpstream.errors import NotFiniteError, OutputError, TransferError
 from clpstream.findings import guard_warnings, row_warnings, search_warnings
 from clpstream.hub import cache_entry, local_directory
 from clpstream.memory import (
-    allowed_memory,
+    fitting,
     give_back,
     lean,
-    limited_to,
     peak_memory,
     resident_memory,
     return_at_once,
+    room_above,
 )
 from clpstream.new_rows import Outliers, made_rows, new_rows
 from clpstream.output.copying import LinkMode
@@ -48,8 +46,6 @@ from clpstream.sharing import prepare, searches, settle
 from clpstream.transfer import Method
 from clpstream.vocabulary import Match
 
-_STEP = 16 << 20
-"""Bytes in which what the system leaves is counted, so that it is the same from run to run."""
 _MANY = 32
 """Where one row of so many is read, reading all of them in one go costs less."""
 
@@ -165,10 +161,11 @@ def convert(
     peak = peak_memory()
     check_place(output, [cache_entry(directory) for directory in plan.inputs], overwrite)
     free = free_bytes(output)
-    room = max(0, allowed_memory() - start) // _STEP * _STEP
+    room = room_above(start)
     allowed = (room if max_memory is None else max_memory) - taken
     limit = min(room, memory.DEFAULT) if max_memory is None else max_memory
-    with _fitting(plan, limit, allowed), on_device(found):
+    sizes = fitting(lambda: plan.working_bytes, limit, allowed, plan.bytes_to_write)
+    with sizes, on_device(found):
         needed = taken + plan.working_bytes
         if needed > allowed + taken:
             raise TransferError(_too_much(plan.method.name, needed, room, max_memory))
@@ -204,23 +201,6 @@ def _held_bytes(plan: Plan) -> int:
     checkpoints = [plan.source] if plan.helper is None else [plan.source, plan.helper]
     tensors = sum(len(shard.tensors) for one in checkpoints for shard in one.shards)
     return 200 * sum(vocabulary.size for vocabulary in vocabularies) + 720 * tensors
-
-
-def _fitting(plan: Plan, limit: int, allowed: int) -> AbstractContextManager[None]:
-    """A context in which the run takes no more than is allowed: by smaller blocks than `limit` has,
-    or where these don't help, the slower ways of taking less; the least there is if none does.
-
-    Blocks follow from the limit, not from the memory that was measured, which is a little more or
-    less each time: sums that are made block by block are the same from run to run.
-    """
-    limits = [max(memory.LEAST, limit)]
-    while limits[-1] > memory.LEAST:
-        limits.append(max(memory.LEAST, limits[-1] * 3 // 4))
-    for slower, tried in product((False, True), limits):
-        with limited_to(tried, lean=slower, reserved=plan.bytes_to_write):
-            if plan.working_bytes <= allowed:
-                break
-    return limited_to(tried, lean=slower, reserved=plan.bytes_to_write)
 
 
 def _too_much(method: str, needed: int, room: int, max_memory: int | None) -> str:

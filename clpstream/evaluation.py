@@ -5,17 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from clpstream import memory
 from clpstream.checkpoint import input_embeddings, input_embeddings_names, open_checkpoint
 from clpstream.checks import check_helper, check_source
 from clpstream.device import CPU, find, on_device
 from clpstream.errors import TransferError
 from clpstream.hub import local_directory, model_name
-from clpstream.memory import peak_memory
+from clpstream.memory import fitting, peak_memory, resident_memory, room_above
 from clpstream.origins import find_origins
 from clpstream.plan import frequent_words
 from clpstream.progress import Progress
@@ -102,6 +104,7 @@ def evaluate(
     repeats: int = 3,
     seed: int = 0,
     vocab_tensors: Collection[str] = (),
+    max_memory: int | None = None,
     device: str = CPU,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -114,12 +117,12 @@ def evaluate(
     source, helper: directories or ids on the Hub, as for `convert`; of both, only the shard with
     the input embeddings is fetched, unless vocab_tensors are given.
     methods: names or objects; all that there are if none is given.
-    match, vocab_tensors, device: as for `convert`. seed: of the choice of tokens.
+    match, vocab_tensors, max_memory, device: as for `convert`. seed: of the choice of tokens.
 
     Raises a ClpstreamError that says what is wrong: TransferError for arguments out of range, too
     few shared tokens, and rows with NaN or Inf.
     """
-    begin = time.monotonic()
+    begin, start = time.monotonic(), resident_memory()
     rules = [_method(method) for method in methods or EVALUATED]
     _check_count("repeats", repeats, 1, _MOST_REPEATS)
     _check_count("seed", seed, 0, (1 << 64) - 1)
@@ -131,6 +134,9 @@ def evaluate(
     figures: list[list[Figures]] = [[] for _ in rules]
     known, hidden, candidates = 0, 0, 0
     total = repeats * len(rules)
+    room = room_above(start)
+    limit = min(room, memory.DEFAULT) if max_memory is None else max_memory
+    allowed = (room if max_memory is None else max_memory) - (resident_memory() - start)
     with (
         progress.task("hidden tokens", total, "trials") as update,
         np.errstate(all="ignore"),
@@ -141,7 +147,8 @@ def evaluate(
             known, hidden = len(drawn.known), len(drawn.hidden)
             candidates = hidden + len(drawn.others)
             for found, rule in zip(figures, rules, strict=True):
-                found.append(measure(rule, spaces, drawn))
+                with fitting(partial(_needed, rule, spaces, known, hidden), limit, allowed):
+                    found.append(measure(rule, spaces, drawn))
                 update(1)
     evaluated = [
         _evaluated(rule, found, spaces) for rule, found in zip(rules, figures, strict=True)
@@ -235,13 +242,12 @@ def _evaluated(method: Method, found: Sequence[Figures], spaces: Spaces) -> Eval
         cosine=over_repeats("cosine"),
         norm_ratio=over_repeats("norm_ratio"),
         seconds=over_repeats("seconds"),
-        memory_needed=method.working_bytes(
-            len(spaces.anchors),
-            len(spaces.missing),
-            spaces.helper.shape[1],
-            spaces.source.shape[1],
-        ),
+        memory_needed=_needed(method, spaces, len(spaces.anchors), len(spaces.missing)),
     )
+
+
+def _needed(method: Method, spaces: Spaces, anchors: int, wanted: int) -> int:
+    return method.working_bytes(anchors, wanted, spaces.helper.shape[1], spaces.source.shape[1])
 
 
 def _short(methods: Sequence[Method], spaces: Spaces, known: int) -> list[str]:

@@ -11,8 +11,9 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,6 +25,8 @@ _LIMIT = ContextVar("max_memory", default=DEFAULT)
 _LEAN = ContextVar("lean", default=False)
 _RESERVED = ContextVar("reserved", default=0)
 
+_STEP = 16 << 20
+"""Bytes in which what the system leaves is counted, so that it is the same from run to run."""
 _MMAP_THRESHOLD = -3
 """glibc's parameter of that name, in malloc.h."""
 _LARGE = 256 << 10
@@ -47,6 +50,26 @@ def limited_to(limit: int, *, lean: bool = False, reserved: int = 0) -> Iterator
     finally:
         for variable, token in tokens:
             variable.reset(token)
+
+
+def fitting(
+    needed: Callable[[], int], limit: int, allowed: int, reserved: int = 0
+) -> contextlib.AbstractContextManager[None]:
+    """A context in which what is `needed` there is no more than is allowed: by smaller blocks than
+    `limit` has, or where these don't help, the slower ways of taking less; the least there is if
+    none does.
+
+    Blocks follow from the limit, not from the memory that was measured, which is a little more or
+    less each time: sums that are made block by block are the same from run to run.
+    """
+    limits = [max(LEAST, limit)]
+    while limits[-1] > LEAST:
+        limits.append(max(LEAST, limits[-1] * 3 // 4))
+    for slower, tried in product((False, True), limits):
+        with limited_to(tried, lean=slower, reserved=reserved):
+            if needed() <= allowed:
+                break
+    return limited_to(tried, lean=slower, reserved=reserved)
 
 
 def max_memory() -> int:
@@ -101,6 +124,11 @@ def allowed_memory(root: Path = Path("/")) -> int:
                     with contextlib.suppress(OSError, ValueError):
                         limits.append(int((root / mount / place / name).read_text()))
     return min(limits)
+
+
+def room_above(taken: int) -> int:
+    """Bytes that this process may still take, beyond the `taken` that it has."""
+    return max(0, allowed_memory() - taken) // _STEP * _STEP
 
 
 def give_back() -> None:

@@ -15,7 +15,7 @@ import pytest
 from make import random_rows, read_json, read_tensors, write_checkpoint, write_tokenizer
 
 import clpstream
-from clpstream import TransferError
+from clpstream import TransferError, memory
 from clpstream.evaluation import EVALUATED, choose
 from clpstream.plan import CHOICES
 from clpstream.progress import Progress
@@ -438,3 +438,26 @@ def test_auto_leaves_out_methods_that_lack_anchors(tmp_path: Path) -> None:
     assert set(found) == {"knn", "clp", "ridge"} - {
         name for name in ("ridge", "clp", "knn") if METHODS[name]().fewest(50, 50) > 19
     }
+
+
+def test_a_limit_sizes_the_blocks_and_changes_no_figure(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit given, or what the container has, if that is less than a conversion would take."""
+    expected, given = clpstream.evaluate(*pair, repeats=1), set()
+    measured = clpstream.evaluation.measure
+
+    def noted(*arguments: Any) -> Any:
+        given.add(memory.max_memory())
+        return measured(*arguments)
+
+    monkeypatch.setattr("clpstream.evaluation.measure", noted)
+    found = clpstream.evaluate(*pair, repeats=1, max_memory=48 << 20)
+    assert given and max(given) <= 48 << 20
+    for one, other in zip(expected.methods, found.methods, strict=True):
+        assert (one.method, one.mrr) == (other.method, other.mrr)
+    given.clear()
+    allowed = memory.resident_memory() + (100 << 20)
+    monkeypatch.setattr("clpstream.memory.allowed_memory", lambda: allowed)
+    clpstream.evaluate(*pair, repeats=1)
+    assert given and max(given) <= 100 << 20

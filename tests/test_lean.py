@@ -113,7 +113,7 @@ def test_blocks_don_t_depend_on_what_was_measured(pair, monkeypatch):
         limits.append((limit, lean))
         return limited_to(limit, lean=lean, reserved=reserved)
 
-    monkeypatch.setattr("clpstream.conversion.limited_to", noted)
+    monkeypatch.setattr("clpstream.memory.limited_to", noted)
     for extra in (0, 4096, 300_000):
         resident = iter([50_000_000, 60_000_000 + extra])
         monkeypatch.setattr("clpstream.conversion.resident_memory", lambda at=resident: next(at))

@@ -57,7 +57,7 @@ def container(monkeypatch):
 
     def allow(room: int) -> None:
         allowed = memory.resident_memory() + room
-        monkeypatch.setattr("clpstream.conversion.allowed_memory", lambda: allowed)
+        monkeypatch.setattr("clpstream.memory.allowed_memory", lambda: allowed)
 
     return allow
 
