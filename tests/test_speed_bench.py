@@ -70,6 +70,15 @@ def test_a_run_gives_a_table_and_its_numbers(workload: Path, tmp_path: Path) -> 
     }
 
 
+def test_what_a_device_is_worth_is_a_table() -> None:
+    """On the CPU twice, for want of a GPU: the same rows."""
+    sizes = ("--anchors", 300, "--wanted", 90, "--helper-width", 16, "--width", 24)
+    lines = script("gpu.py", "--device", "cpu", *sizes, "--rounds", 1).splitlines()[2:]
+    methods = [line.split()[1] for line in lines]
+    assert methods == ["clp", "ridge", "procrustes", "align", "knn", "omp"]
+    assert all(line.split()[-2] == "0.0e+00" for line in lines)
+
+
 def test_a_command_that_fails_is_in_the_table(workload: Path, tmp_path: Path) -> None:
     models = ("--source", workload / "source", "--helper", workload / "source/config.json")
     options = ("--repeats", 2, "--only", "mean")

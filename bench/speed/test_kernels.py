@@ -41,10 +41,18 @@ def tables() -> Tables:
     return Tables(helper[:ANCHORS], helper[ANCHORS:], source)
 
 
-@pytest.mark.parametrize("method", ["knn", "clp"])
+@pytest.mark.parametrize("method", ["knn", "clp", "omp"])
 def test_what_the_helper_tells(benchmark, tables: Tables, method: str) -> None:
-    """The search for the nearest anchors; the paper's denominators."""
-    benchmark(lambda: METHODS[method]().prepare(tables.anchors, tables.wanted))
+    """The search for the nearest anchors; the paper's denominators; the pursuit of some rows."""
+    options, count = ({"atoms": 16}, 500) if method == "omp" else ({}, WANTED)
+    benchmark(lambda: METHODS[method](**options).prepare(tables.anchors, tables.wanted[:count]))
+
+
+def test_gathered_rows(benchmark, tables: Tables) -> None:
+    """Ten rows of the source for each wanted one, gathered and added up by their weights."""
+    prepared = METHODS["knn"]().prepare(tables.anchors, tables.wanted)
+    made = benchmark(lambda: prepared.rows(tables.source)[:WANTED])
+    assert made.shape == (WANTED, WIDTH)
 
 
 def test_clp_rows(benchmark, tables: Tables) -> None:
@@ -54,14 +62,16 @@ def test_clp_rows(benchmark, tables: Tables) -> None:
     assert made.shape == (WANTED, WIDTH)
 
 
-@pytest.mark.parametrize("method", ["procrustes", "ridge"])
+@pytest.mark.parametrize("method", ["procrustes", "ridge", "align"])
 def test_fit(benchmark, tables: Tables, method: str) -> None:
-    """The fit of a rotation, or of a regression with a penalty that it chooses."""
+    """The fit of a rotation, of a regression with a penalty that it chooses, and of a map to pairs
+    that are found three times among 3,000 of each side."""
     options = {"rounds": 0} if method == "procrustes" else {}
+    wanted = tables.wanted if method == "align" else tables.wanted[:1]
 
     def fit() -> np.ndarray:
-        prepared = METHODS[method](**options).prepare(tables.anchors, tables.wanted[:1])
-        return prepared.rows(tables.source)[:1]
+        prepared = METHODS[method](**options).prepare(tables.anchors, wanted)
+        return prepared.rows(tables.source, tables.source)[:1]
 
     assert benchmark(fit).shape == (1, WIDTH)
 
