@@ -59,6 +59,8 @@ that are not here are to compare with."""
 
 _SPARE_ROWS = 1024
 _MOST_PADDING = 1 << 16
+_NEARLY_ALL = 0.99
+"""Part of the source's tokens that a target has which extends its vocabulary."""
 _MOST_WORDS = 3000
 
 
@@ -228,6 +230,8 @@ def make_plan(
         multiple_of=pad_to_multiple_of,
         splitting=splitting,
     )
+    if not rule.reads_helper or (shared == "auto" and _extends(old, origins)):
+        shared = "copy"
     tokenizer_directory = Path(helper) if tokenizer is None else Path(tokenizer)
     files = side_files(big.directory, tokenizer_directory)
     for path in files.values():
@@ -254,7 +258,7 @@ def make_plan(
         base_rows=base_rows,
         method=rule,
         automatic=method == AUTO,
-        shared=shared if rule.reads_helper else "copy",
+        shared=shared,
         pieces=pieces,
         options={
             **({"method": AUTO} if method == AUTO else {"method": rule.name, **rule.options()}),
@@ -285,6 +289,12 @@ def make_plan(
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise TransferError(f"{name} is {value!r}; it can be {', '.join(choices)}")
+
+
+def _extends(source: Vocabulary, origins: Origins) -> bool:
+    """Whether the target has nearly all of the source's tokens: then it is the source's vocabulary
+    with more in it, and not another language's, and the tokens go on meaning what they did."""
+    return len(np.unique(origins.copied[origins.shared])) >= _NEARLY_ALL * len(source)
 
 
 def _base_rows(source: Checkpoint, vocabulary: Vocabulary, rows: int) -> int:

@@ -65,7 +65,7 @@ def make_report(
         tied=plan.tied,
         chosen=_chosen(plan),
         sharing=_sharing(plan),
-        counts=_counts(plan, guarded),
+        counts=_counts(plan, guarded, settled=plan.shared == "copy" or target is not None),
         search=dict(search),
         vocabulary_tensors=tuple(
             RewrittenTensor(
@@ -114,14 +114,16 @@ def _file_hash(vocabulary: Vocabulary) -> str:
     return hashlib.sha256(vocabulary.path.read_bytes()).hexdigest()
 
 
-def _counts(plan: Plan, guarded: Mapping[str, Any]) -> Counts:
+def _counts(plan: Plan, guarded: Mapping[str, Any], settled: bool) -> Counts:
+    """settled: whether it is known which of the shared tokens are copied."""
     origins = plan.origins
     remade = origins.anchors[origins.own[origins.own != NO_ANCHOR]]
     carried = len(np.unique(np.concatenate([origins.copied[origins.shared], remade])))
     return Counts(
         target=len(plan.target_vocabulary),
-        shared=len(origins.shared),
-        remade=len(remade),
+        shared=len(origins.shared) + len(remade),
+        copied=len(origins.shared) if settled else None,
+        remade=len(remade) if settled else None,
         missing=len(origins.combined) - len(remade),
         split=len(origins.pieces),
         unknown=len(origins.unknown),

@@ -242,16 +242,18 @@ def _tokens(report: Report) -> list[str]:
         for name, value in report.options.items()
         if name not in _NOT_OF_THE_METHOD
     )
-    both = counts.shared + counts.remade
     lines = [
-        f"shared    {both:,} of {counts.target:,} target tokens ({rules}): {_copied(report)}",
-        f"missing   {counts.missing:,}: rows made from the shared ones ({method})",
+        f"shared    {counts.shared:,} of {counts.target:,} target tokens ({rules}): "
+        + _copied(report),
     ]
+    if counts.missing or not counts.split:
+        lines.append(f"missing   {counts.missing:,}: rows made from the shared ones ({method})")
     if report.chosen is not None:
         lines.append(_chosen(report.chosen))
     if counts.split:
+        how = "" if counts.missing else f" ({method})"
         lines.append(
-            f"split     {counts.split:,}: rows made from the source tokens they split into"
+            f"split     {counts.split:,}: rows made from the source tokens they split into{how}"
         )
     if counts.unknown:
         lines.append(f"unknown   {counts.unknown:,}: the mean of the shared rows")
@@ -272,16 +274,17 @@ def _chosen(chosen: Chosen) -> str:
 def _copied(report: Report) -> str:
     """What became of the shared tokens' rows."""
     counts, sharing = report.counts, report.sharing
+    if counts.copied is None or counts.remade is None:
+        return "rows copied, or made where the models disagree"
     if sharing is None:
-        undecided = report.options["shared"] != "copy" and counts.remade == 0
-        return "rows copied, or made where the models disagree" if undecided else "rows copied"
+        return "rows copied"
     some = ", ".join(sharing.remade[:_REMADE_SHOWN])
     more = ", ..." if counts.remade > _REMADE_SHOWN else ""
     named = f": {some}{more}" if some else ""
     if sharing.threshold is None:
-        return f"{counts.shared:,} rows copied, {counts.remade:,} made{named}"
+        return f"{counts.copied:,} rows copied, {counts.remade:,} made{named}"
     return (
-        f"{counts.shared:,} rows copied, {counts.remade:,} made, since source and helper agree "
+        f"{counts.copied:,} rows copied, {counts.remade:,} made, since source and helper agree "
         f"less than {sharing.threshold:.2f} on them{named}"
     )
 

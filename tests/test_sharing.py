@@ -52,8 +52,9 @@ class Done:
 
     def numbers(self) -> tuple[int, int, int]:
         counts = self.report.counts
-        assert counts.shared + counts.remade + counts.missing == counts.target == len(NEW)
-        return counts.shared, counts.remade, counts.missing
+        assert counts.shared + counts.missing == counts.target == len(NEW)
+        assert counts.shared == counts.copied + counts.remade
+        return counts.copied, counts.remade, counts.missing
 
 
 @pytest.fixture
@@ -283,7 +284,31 @@ def test_few_shared_tokens_are_all_copied(tmp_path: Path) -> None:
 def test_a_dry_run_decides_nothing(place: Path) -> None:
     target = place / "target"
     report = clpstream.convert(place / "source", place / "helper", target, dry_run=True).report
-    assert (report.sharing, report.counts.remade, report.counts.shared) == (None, 0, len(SHARED))
+    assert (report.sharing, report.counts.remade, report.counts.copied) == (None, None, None)
+    assert report.counts.shared == len(SHARED)
+
+
+def test_a_vocabulary_that_is_extended_keeps_its_rows(place: Path) -> None:
+    """The source's tokens, and more: they go on meaning what they did, whatever the helper says."""
+    save_helper(place, np.random.default_rng(2).standard_normal((len(NEW), D_HELPER)))
+    assert run(place).report.counts.remade > 100
+    tokenizer(place / "extended", [*OLD[257:], *ONLY_NEW], "metaspace", byte_pieces=True)
+    report = clpstream.convert(
+        place / "source",
+        place / "helper",
+        place / "more",
+        tokenizer=place / "extended",
+    ).report
+    assert (report.counts.copied, report.counts.remade) == (len(OLD), 0)
+    assert (report.counts.missing, report.options["shared"]) == (len(ONLY_NEW), "copy")
+    before, after = read_tensors(place / "source"), read_tensors(place / "more")
+    for name in (EMBEDDINGS, HEAD):
+        assert after[name][: len(OLD)].tobytes() == before[name].tobytes()
+
+
+def test_a_method_that_reads_no_helper_copies(place: Path) -> None:
+    report = run(place, method="mean").report
+    assert (report.options["shared"], report.counts.copied) == ("copy", len(SHARED))
 
 
 @pytest.mark.parametrize("match", ["bytes", "exact"])

@@ -49,8 +49,9 @@ class TargetTokenizer:
 class Counts:
     """Target tokens: how many there are, and where their rows come from.
 
-    shared: copied from the source. remade: shared too, but made by the method, since source and
-    helper don't agree on them. missing: made by the method. split: made from the source tokens
+    shared: those that the source has too. Of these, copied: with the source's rows; remade: with
+    rows by the method, since source and helper don't agree on them; None in a dry run, which does
+    not look. missing: made by the method. split: made from the source tokens
     that they split into. unknown: the mean row. unused: ids that no token has.
     anchors: tokens that source and helper share, from which the missing ones are made.
     rules: shared tokens by the rule that matched them. guarded: missing tokens whose row the
@@ -60,7 +61,8 @@ class Counts:
 
     target: int
     shared: int
-    remade: int
+    copied: int | None
+    remade: int | None
     missing: int
     split: int
     unknown: int
