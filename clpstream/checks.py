@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from clpstream.checkpoint import Checkpoint, VocabularyTensor, unread_heads, vocabulary_role
+from clpstream.checkpoint import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    Checkpoint,
+    VocabularyTensor,
+    sizes_in,
+    stated_sizes,
+    unread_heads,
+    vocabulary_role,
+)
 from clpstream.errors import CheckpointError
 from clpstream.inputs import read_json_if_there
 from clpstream.origins import NO_ROW, Origins
@@ -143,9 +152,10 @@ def method_warnings(
     count = len(origins.anchors)
     if count >= fewest:
         return []
+    other = "clp" if method.name == "knn" else "knn"
     return [
         f"too few anchors: {count:,} shared tokens, of which {method.name} wants {fewest:,} or "
-        "more with these models; try another helper, or --method knn"
+        f"more with these models; try another helper, or --method {other}"
     ]
 
 
@@ -185,6 +195,19 @@ def model_warnings(
                 f"{name}: {behind} rows behind the source's vocabulary of {base_rows} stay behind "
                 f"the target's, from id {made.rows - behind} on"
             )
+    rows = {made.tensor.rows for made in new.values()}
+    if not any(size.value in {*rows, base_rows} for size in sizes_in(source.config)):
+        warnings += [
+            f"config.json says that the vocabulary has {size:,} entries, and the source has "
+            f"{base_rows:,} rows for it"
+            for size in stated_sizes(source.config)
+            if size > max(rows)
+        ]
+    if source.index is None and (source.directory / INDEX_FILE).exists():
+        warnings.append(
+            f"{SINGLE_FILE} is the source, as transformers reads it; {INDEX_FILE} beside it is not "
+            "looked at"
+        )
     flag = source.config.get("tie_word_embeddings")
     if flag is True and not tied:
         warnings.append(

@@ -43,7 +43,7 @@ def main() -> NoReturn:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(number, _stop)
     try:
-        cli.main(standalone_mode=False)
+        cli.main(sys.argv[1:] or ["--help"], standalone_mode=False)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
@@ -117,6 +117,13 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
         if size < LEAST:
             self.fail(f"{value} is too little; give {LEAST >> 20}M or more", param, ctx)
         return size
+
+
+class _Line(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """A text that may have spaces: several of them in a variable are one a line."""
+
+    name = "text"
+    envvar_list_splitter = "\n"
 
 
 class _Device(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
@@ -320,11 +327,12 @@ def cli() -> None:
 @_option(
     "--map-token",
     "map_tokens",
+    type=_Line(),
     metavar="TARGET=SOURCE",
     multiple=True,
     help="The target's token TARGET gets the row of the source's token SOURCE, or is made from the "
     "source tokens that the text SOURCE splits into (--pieces). Split at the first = that is not "
-    "the first character. Can be given several times.",
+    "the first character. Can be given several times (in the variable: one a line).",
 )
 @_option(
     "--pieces",

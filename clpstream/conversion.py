@@ -36,10 +36,10 @@ from clpstream.new_rows import Outliers, made_rows, new_rows
 from clpstream.output.copying import LinkMode
 from clpstream.output.files import json_bytes, write_file
 from clpstream.output.report import REPORT_FILE, Report
-from clpstream.output.staging import check_place, check_space, free_bytes, staged
+from clpstream.output.staging import check_place, check_replaceable, check_space, free_bytes, staged
 from clpstream.output.verify import verify
 from clpstream.output.writing import writing
-from clpstream.plan import Pieces, Plan, Shared, make_plan, reads_helper
+from clpstream.plan import AUTO, Pieces, Plan, Shared, make_plan, reads_helper
 from clpstream.progress import Progress
 from clpstream.reporting import make_report
 from clpstream.sharing import prepare, searches, settle
@@ -160,6 +160,7 @@ def convert(
     taken = max(_held_bytes(plan), resident_memory() - start)
     peak = peak_memory()
     check_place(output, [cache_entry(directory) for directory in plan.inputs], overwrite)
+    check_replaceable(output)
     free = free_bytes(output)
     room = room_above(start)
     allowed = (room if max_memory is None else max_memory) - taken
@@ -168,11 +169,12 @@ def convert(
     with sizes, on_device(found):
         needed = taken + plan.working_bytes
         if needed > allowed + taken:
-            raise TransferError(_too_much(plan.method.name, needed, room, max_memory))
+            name = AUTO if plan.automatic else plan.method.name
+            raise TransferError(_too_much(name, needed, room, max_memory))
+        check_space(output, plan.bytes_to_write, free)
         if dry_run:
             report = make_report(plan)
         else:
-            check_space(output, plan.bytes_to_write, free)
             try:
                 with staged(output, overwrite) as stage:
                     report = _write(plan, stage, progress)
@@ -211,17 +213,18 @@ def _too_much(method: str, needed: int, room: int, max_memory: int | None) -> st
     else:
         limit = f"{max_memory / 2**20:,.0f} MiB are allowed; allow more with --max-memory"
         otherwise = ""
+    others = " and ".join(name for name in ("knn", "clp", "mean") if name != method)
     return (
         f"{method} needs about {needed / 2**20:,.0f} MiB for these models, and {limit}, or choose "
-        f"another --method (knn, clp and mean need less, least with --shared copy){otherwise}"
+        f"another --method ({others} need less, least with --shared copy){otherwise}"
     )
 
 
+@np.errstate(all="ignore")  # the error for a row that is not finite says more than a warning
 def _write(plan: Plan, stage: Path, progress: Progress) -> Report:
     if lean():
         return_at_once()
-    # numpy's warnings would say less than the error for a row that is not finite
-    with _naming_tokens(plan), np.errstate(all="ignore"):
+    with _naming_tokens(plan):
         outliers: Outliers = {}
         read_ahead(_scattered(plan))
         with (

@@ -145,10 +145,9 @@ def summary(result: Conversion, output: Path) -> str:
             f"peak memory {size(result.peak_memory)}"
         )
     else:
-        short = " (too little)" if result.bytes_free < result.bytes_to_write else ""
         lines.append(
             f"dry run   {output}: would write {size(result.bytes_to_write)}, "
-            f"{size(result.bytes_free)} are free{short}; peak memory would be about "
+            f"{size(result.bytes_free)} are free; peak memory would be about "
             f"{size(result.memory_needed)}; nothing was written"
         )
     return "\n".join(map(printable, lines))

@@ -297,6 +297,23 @@ def test_a_run_leaves_another_live_run_alone(pair: Pair, expected: dict[str, byt
     assert names(pair.output.parent) == ["helper", "source", "target"]
 
 
+def test_a_run_that_ends_as_soon_as_its_directory_is_there_leaves_none(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir = Path.mkdir
+
+    def interrupted(self: Path, *arguments: Any, **more: Any) -> None:
+        mkdir(self, *arguments, **more)
+        if ".clpstream-" in self.name:
+            raise KeyboardInterrupt
+
+    before = sorted(path.name for path in pair.output.parent.iterdir())
+    monkeypatch.setattr(Path, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        clpstream.convert(*pair)
+    assert sorted(path.name for path in pair.output.parent.iterdir()) == before
+
+
 def test_two_runs_that_overwrite_end_with_a_whole_output(
     pair: Pair, expected: dict[str, bytes | str]
 ) -> None:

@@ -316,6 +316,14 @@ MISTAKES: dict[str, Mistake] = {
         put("source/tokenizer.json", '{"model": {"type": "BPE"}}'),
         ("source/tokenizer.json", "vocabulary"),
     ),
+    "tokenizer of a type that no library knows": Mistake(
+        edit("helper/tokenizer.json", lambda t: t["model"].update(type="Foo")),
+        ("helper/tokenizer.json", "Foo"),
+    ),
+    "tokenizer whose added tokens are no list": Mistake(
+        edit("helper/tokenizer.json", lambda t: t.update(added_tokens="foo")),
+        ("helper/tokenizer.json", "added_tokens"),
+    ),
     "token id beyond all reason": Mistake(
         edit("helper/tokenizer.json", lambda t: t["model"]["vocab"].update(far=10**15)),
         ("helper", str(10**15)),
@@ -367,6 +375,9 @@ MISTAKES: dict[str, Mistake] = {
     "output is a directory": Mistake(put("target/kept", "mine"), ("target", "--overwrite")),
     "output is an empty directory": Mistake(
         lambda place: (place / "target").mkdir(), ("target", "--overwrite")
+    ),
+    "output is somebody's directory, --overwrite": Mistake(
+        put("target/thesis.txt", "mine"), ("target", "no model"), (*TO, "--overwrite")
     ),
     "output is a file": Mistake(put("target", "mine"), ("target", "not a directory")),
     "output is a file, --overwrite": Mistake(
@@ -655,15 +666,16 @@ def test_a_dangling_link_is_not_taken_for_a_file_that_is_not_there(pair: Pair, n
 # --- disk
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
 def test_too_little_room_on_the_disk_is_found_before_anything_is_written(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, dry_run: bool
 ) -> None:
     """The message says how much is needed and how much is free."""
     before = snapshot(pair.source.parent)
     usage = shutil.disk_usage(pair.source)._replace(free=4321)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OutputError, match=r"target: [\d,]+ bytes are needed and 4,321 are free"):
-        convert(*pair)
+        convert(*pair, dry_run=dry_run)
     assert snapshot(pair.source.parent) == before
 
 

@@ -178,6 +178,12 @@ def test_nobody_has_to_read_how_far_it_is(pair, lost):
     assert failed.returncode == 2
 
 
+def test_without_a_command_there_is_help():
+    done, asked = run(), run("--help")
+    assert (done.returncode, done.stdout) == (0, asked.stdout)
+    assert "  convert " in done.stdout
+
+
 def test_peak_memory_is_that_of_the_run_and_not_of_who_started_it(tmp_path):
     code = (
         "import subprocess, sys; held = bytearray(600 << 20)\n"

@@ -683,11 +683,11 @@ def test_the_options_are_variables_too(place: Path) -> None:
         CLPSTREAM_TOKENIZER="new",
         CLPSTREAM_PIECES="ends",
         CLPSTREAM_PAD_TO_MULTIPLE_OF="16",
-        CLPSTREAM_MAP_TOKEN="z=a ☃=xy",
+        CLPSTREAM_MAP_TOKEN="z=a\n☃= house",
     )
     assert done.returncode == 0, done.stderr
     options = read_json(place / "target" / "clpstream.json")["options"]
-    assert options["map_tokens"] == {"z": "a", "☃": "xy"}
+    assert options["map_tokens"] == {"z": "a", "☃": " house"}
     assert (options["pieces"], options["pad_to_multiple_of"]) == ("ends", 16)
     assert read_tensors(place / "target")[HEAD].shape == (16, WIDTH)
 

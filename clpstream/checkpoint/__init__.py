@@ -2,6 +2,7 @@
 
 from clpstream.checkpoint.directory import (
     INDEX_FILE,
+    SINGLE_FILE,
     WEIGHTS,
     Checkpoint,
     fingerprint,
@@ -30,6 +31,7 @@ from clpstream.checkpoint.vocabulary_tensors import (
 __all__ = [
     "FLOATS",
     "INDEX_FILE",
+    "SINGLE_FILE",
     "VOCABULARY_SIZE",
     "WEIGHTS",
     "Checkpoint",

@@ -5,10 +5,12 @@ What they are and how they were trained is in models/README.md.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from clpstream.conversion import Conversion, convert
+from clpstream.errors import OutputError
 from clpstream.inputs import read_json_if_there
 from clpstream.output.report import REPORT_FILE
 
@@ -23,7 +25,10 @@ def run_demo(output: str | Path, **options: Any) -> Conversion:
 
     An earlier demo in `output` is replaced, anything else there is an error as for `convert`.
     """
-    return convert(SOURCE, HELPER, output, overwrite=_is_demo(Path(output)), **options)
+    earlier = _is_demo(Path(output))
+    if os.path.lexists(output) and not earlier:
+        raise OutputError(f"{output}: it exists and is no earlier demo; choose another output")
+    return convert(SOURCE, HELPER, output, overwrite=earlier, **options)
 
 
 def compare_tokenizers(output: Path) -> str:

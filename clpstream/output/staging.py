@@ -12,11 +12,14 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 from clpstream.errors import OutputError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_OF_A_MODEL = ("config.json", "clpstream.json", "*.safetensors", "*.bin")
+"""What tells that a directory is one that may be replaced."""
 _ASIDE = ".replaced"
 
 
@@ -44,6 +47,16 @@ def check_place(output: Path, inputs: list[Path], overwrite: bool) -> None:
     parent = existing_parent(output)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"{output}: {parent} is not a directory that can be written to")
+
+
+def check_replaceable(output: Path) -> None:
+    """Raise OutputError for a directory with files that are no model: --overwrite is not for it."""
+    names = [path.name for path in output.iterdir()] if output.exists() else []
+    if names and not any(fnmatch(name, kind) for name in names for kind in _OF_A_MODEL):
+        raise OutputError(
+            f"{output}: it exists and is no model (it has no config.json and no weights); choose "
+            "another output, or remove it yourself"
+        )
 
 
 def _check_absent(output: Path, overwrite: bool) -> None:
@@ -85,12 +98,9 @@ def staged(output: Path, overwrite: bool) -> Iterator[Path]:
         _remove_leftovers(output)
         _check_absent(output, overwrite)  # a leftover may have been put back there
         with _locked_directory(output) as stage:
-            try:
-                yield stage
-                _sync(stage)
-                _put_in_place(stage, output, overwrite)
-            finally:  # after an exchange this is the directory that was replaced
-                _remove(stage)
+            yield stage
+            _sync(stage)
+            _put_in_place(stage, output, overwrite)
     except BaseException:
         for directory in made:
             with contextlib.suppress(OSError):
@@ -100,11 +110,13 @@ def staged(output: Path, overwrite: bool) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _locked_directory(output: Path) -> Iterator[Path]:
+    """A new one beside the output. What has its name at the end is removed: after an exchange, the
+    directory that was replaced."""
     while True:
-        stage = output.with_name(f"{_prefix(output)}{secrets.token_hex(4)}")
-        stage.mkdir()
-        fd = os.open(stage, os.O_RDONLY | os.O_DIRECTORY)
-        try:
+        stage, fd = output.with_name(f"{_prefix(output)}{secrets.token_hex(4)}"), -1
+        try:  # from before it is there: a signal may come between any two steps
+            stage.mkdir()
+            fd = os.open(stage, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:  # another run has taken it for a leftover and removes it
@@ -115,7 +127,9 @@ def _locked_directory(output: Path) -> Iterator[Path]:
                 yield stage
                 return
         finally:
-            os.close(fd)
+            _remove(stage)
+            if fd >= 0:
+                os.close(fd)
 
 
 def _remove(directory: Path) -> None:

@@ -206,7 +206,10 @@ class _View:
     def _means(self) -> tuple[Doubles, Doubles]:
         center, other = mean(self._wanted), mean(self._frequent)
         if not np.isfinite(other).all():  # as a sum in float64 is if all rows are
-            raise TransferError("a frequent token's row in the source has NaN or Inf; repair it")
+            raise TransferError(
+                "the rows of frequent tokens in the source have numbers that are too large to be "
+                "added up; repair them"
+            )
         return center, other
 
     def _map(self, pairs: Pairs, squares: Callable[[], Floats]) -> LinearMap:

@@ -7,6 +7,7 @@ How many it misses is measured on some of the rows that are searched for.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -287,6 +288,11 @@ class _Built:
         rows = np.empty((len(ids), width), np.float32)
         for block in blocks(rows):
             rows[block] = anchors[ids[block]]
+        import faiss
+
+        with contextlib.suppress(RuntimeError):  # no inverted lists
+            clustering = faiss.extract_index_ivf(self._index).cp
+            clustering.min_points_per_centroid = 1  # below 39, it prints that it wants more
         self._index.train(rows)
 
     def _check_size(self, text: str, anchors: Unit) -> None:

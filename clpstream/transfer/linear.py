@@ -149,7 +149,10 @@ def pairs_of(
         y_squares += float(_squares(theirs).sum(dtype=np.float64))
     for mean, model in ((x_mean, "helper"), (y_mean, "source")):
         if not np.isfinite(mean).all():
-            raise TransferError(f"an anchor's row in the {model} has NaN or Inf; repair the rows")
+            raise TransferError(
+                f"an anchor's row in the {model} has NaN, Inf or a number that is too large to be "
+                "added up; repair the rows"
+            )
     total = products.total()
     _add_outer(total, -count * x_mean, y_mean)
     return Pairs(

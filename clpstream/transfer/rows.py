@@ -149,5 +149,7 @@ def _norms(rows: Floats) -> npt.NDArray[Any]:
     norms = lengths(rows)
     if not np.isfinite(norms).all():
         row = np.isfinite(rows).all(axis=1).argmin()
-        raise TransferError(f"row {row} of a block has NaN or Inf; repair the rows")
+        raise TransferError(
+            f"row {row} of a block has NaN, Inf or a number that is too large; repair the rows"
+        )
     return norms[:, None]

@@ -69,6 +69,9 @@ class Listed:
     flagged: bool = False
 
 
+_MODELS = ("BPE", "Unigram", "WordPiece", "WordLevel")
+"""What a tokenizer.json can have, in the tokenizers library."""
+
 Reader = Callable[[Path, Mapping[str, Any]], Listed]
 
 
@@ -110,14 +113,18 @@ def _tokenizer_json(path: Path, settings: Mapping[str, Any]) -> Listed:
             "tokenizers library"
         )
     entries = tokenizer.get("added_tokens")
+    stated = model.get("type", kind) if isinstance(model, dict) else kind
+    if stated not in _MODELS or not isinstance(entries, list | None):
+        what = f"model of type {stated!r}" if stated not in _MODELS else "list of added_tokens"
+        raise VocabularyError(
+            f"{path}: the tokenizers library knows no such {what}; save the tokenizer again"
+        )
     added = {
         str(entry["content"]): (entry["id"], bool(entry.get("special")))
         for entry in (entries if isinstance(entries, list) else [])
         if isinstance(entry, dict) and is_id(entry.get("id")) and "content" in entry
     }
-    if isinstance(model, dict) and isinstance(model.get("type"), str):
-        kind = model["type"]
-    return Listed(kind, tokens, piece_reader(tokenizer), added=added, flagged=True)
+    return Listed(stated, tokens, piece_reader(tokenizer), added=added, flagged=True)
 
 
 def _tekken(path: Path, settings: Mapping[str, Any]) -> Listed:
