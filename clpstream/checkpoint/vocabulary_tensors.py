@@ -117,6 +117,9 @@ def find_vocabulary_tensors(
     lengths = {tensor.rows for tensor in found}
     padded = {-(-rows // many) * many for rows in lengths for many in _PADDED_TO}
     padded.update(stated_sizes(checkpoint.config))
+    padded = {
+        length for length in padded if abs(length - embeddings.rows) <= _NEAR * embeddings.rows
+    }
     refuse_unexplained(unexplained, lengths, padded, embeddings.width, checkpoint.config)
     return tuple(found)
 
