@@ -141,7 +141,7 @@ def test_shared_and_pieces_arrive(pair: Pair) -> None:
         ([], ("align", "auto", "mean")),
         (["--shared", "map", "--pieces", "ends"], ("align", "map", "ends")),
         (["--shared", "copy", "--pieces", "first"], ("align", "copy", "first")),
-        (["--method", "subword"], ("subword", "auto", "first")),
+        (["--method", "subword"], ("subword", "copy", "first")),
     ]:
         found = json.loads(CliRunner().invoke(cli, [*line, *options]).stdout)["options"]
         assert (found["method"], found["shared"], found["pieces"]) == expected

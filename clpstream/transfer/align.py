@@ -207,8 +207,8 @@ class _View:
         center, other = mean(self._wanted), mean(self._frequent)
         if not np.isfinite(other).all():  # as a sum in float64 is if all rows are
             raise TransferError(
-                "the rows of frequent tokens in the source have numbers that are too large to be "
-                "added up; repair them"
+                "a frequent token's row in the source has NaN, Inf or a number that is too large "
+                "to be added up; repair it"
             )
         return center, other
 
