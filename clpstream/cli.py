@@ -702,7 +702,9 @@ def _print(text: str, err: bool = False) -> None:
     try:
         click.echo(text, err=err)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), (sys.stderr if err else sys.stdout).fileno())
+        from clpstream.terminal import silence
+
+        silence(sys.stderr if err else sys.stdout)
     except OSError as error:
         raise ClpstreamError(
             f"the work is done, but its result can't be printed: {error.strerror}"

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from clpstream import memory
 from clpstream.checkpoint import TensorSpan, read_ahead
 from clpstream.choosing import with_method
 from clpstream.device import CPU, find, on_device
@@ -24,6 +23,7 @@ from clpstream.errors import NotFiniteError, OutputError, TransferError
 from clpstream.findings import guard_warnings, row_warnings, search_warnings
 from clpstream.hub import cache_entry, local_directory
 from clpstream.memory import (
+    allowance,
     fitting,
     give_back,
     lean,
@@ -163,10 +163,10 @@ def convert(
     check_replaceable(output)
     free = free_bytes(output)
     room = room_above(start)
-    allowed = (room if max_memory is None else max_memory) - taken
-    limit = min(room, memory.DEFAULT) if max_memory is None else max_memory
-    sizes = fitting(lambda: plan.working_bytes, limit, allowed, plan.bytes_to_write)
-    with sizes, on_device(found):
+    limit, most = allowance(max_memory, room)
+    allowed = most - taken
+    within = fitting(lambda: plan.working_bytes, limit, allowed, plan.bytes_to_write)
+    with within, on_device(found):
         needed = taken + plan.working_bytes
         if needed > allowed + taken:
             name = AUTO if plan.automatic else plan.method.name

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from clpstream import memory
 from clpstream.checkpoint import input_embeddings, input_embeddings_names, open_checkpoint
 from clpstream.checks import check_helper, check_source
 from clpstream.device import CPU, find, on_device
 from clpstream.errors import TransferError
 from clpstream.hub import local_directory, model_name
-from clpstream.memory import fitting, peak_memory, resident_memory, room_above
+from clpstream.memory import allowance, fitting, peak_memory, resident_memory, room_above
 from clpstream.origins import find_origins
 from clpstream.plan import frequent_words
 from clpstream.progress import Progress
@@ -134,9 +133,8 @@ def evaluate(
     figures: list[list[Figures]] = [[] for _ in rules]
     known, hidden, candidates = 0, 0, 0
     total = repeats * len(rules)
-    room = room_above(start)
-    limit = min(room, memory.DEFAULT) if max_memory is None else max_memory
-    allowed = (room if max_memory is None else max_memory) - (resident_memory() - start)
+    limit, most = allowance(max_memory, room_above(start))
+    allowed = most - (resident_memory() - start)
     with (
         progress.task("hidden tokens", total, "trials") as update,
         np.errstate(all="ignore"),

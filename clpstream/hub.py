@@ -113,12 +113,12 @@ def cache_entry(directory: Path) -> Path:
     """
     directory = directory.resolve()
     entry, snapshots = directory.parent.parent, directory.parent
-    in_cache = (
+    is_snapshot = (
         entry.name.startswith("models--")
         and snapshots.name == "snapshots"
         and _COMMIT.fullmatch(directory.name)
     )
-    return entry if in_cache else directory
+    return entry if is_snapshot else directory
 
 
 def in_cache(directory: Path) -> bool:

@@ -131,6 +131,12 @@ def room_above(taken: int) -> int:
     return max(0, allowed_memory() - taken) // _STEP * _STEP
 
 
+def allowance(max_memory: int | None, room: int) -> tuple[int, int]:
+    """Bytes that blocks are sized for, and bytes that a run may take in all, of a `room` that there
+    is: the same if `max_memory` is given, else no more than `DEFAULT` and all of the room."""
+    return (min(room, DEFAULT), room) if max_memory is None else (max_memory, max_memory)
+
+
 def give_back() -> None:
     """Give the system what is free between what is still in use, which glibc keeps: after many
     small objects, about as much as these take."""

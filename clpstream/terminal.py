@@ -55,8 +55,15 @@ class Lossy:
     def _tried(self, call: Callable[[], object]) -> None:
         try:
             call()
-        except OSError:  # what is left in buffers goes nowhere too
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        except OSError:
+            silence(self._stream)
+
+
+def silence(stream: TextIO) -> None:
+    """Have what is written to a stream from here on go nowhere, with what its buffers hold."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 class Bars(Progress):

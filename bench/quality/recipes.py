@@ -141,6 +141,13 @@ def _check_size(entries: int, size: int) -> None:
         raise SystemExit(f"the vocabulary has {entries} entries, not {size}: too little text")
 
 
+def _gpt2(**shape: Any) -> GPT2Config:
+    """Without dropout, and tied."""
+    return GPT2Config(
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, tie_word_embeddings=True, **shape
+    )
+
+
 SOURCE_EN = Recipe(
     name="source-en",
     train_tokenizer=byte_level_bpe,
@@ -167,16 +174,12 @@ SOURCE_EN = Recipe(
 HELPER_DE = Recipe(
     name="helper-de",
     train_tokenizer=byte_fallback_bpe,
-    config=GPT2Config(
+    config=_gpt2(
         vocab_size=4096,
         n_embd=96,
         n_layer=2,
         n_head=4,
         n_positions=256,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        tie_word_embeddings=True,
         bos_token_id=1,
         eos_token_id=2,
     ),
@@ -237,21 +240,17 @@ FR_UNTIED = Recipe(
 )
 
 
-def _gpt2(name: str, vocab_size: int, width: int, heads: int, layers: int, prompt: str) -> Recipe:
+def _small(name: str, vocab_size: int, width: int, heads: int, layers: int, prompt: str) -> Recipe:
     return Recipe(
         name=name,
         train_tokenizer=byte_level_bpe,
-        config=GPT2Config(
+        config=_gpt2(
             vocab_size=vocab_size,
             n_embd=width,
             n_layer=layers,
             n_head=heads,
             n_positions=128,
             activation_function="relu",
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            tie_word_embeddings=True,
             bos_token_id=0,
             eos_token_id=0,
         ),
@@ -266,7 +265,7 @@ def _gpt2(name: str, vocab_size: int, width: int, heads: int, layers: int, promp
     )
 
 
-EN = _gpt2("en", 8192, 320, 5, 4, "To open the file,")
-DE = _gpt2("de", 8000, 224, 4, 3, "Um die Datei zu öffnen,")
+EN = _small("en", 8192, 320, 5, 4, "To open the file,")
+DE = _small("de", 8000, 224, 4, 3, "Um die Datei zu öffnen,")
 RECIPES = {recipe.name: recipe for recipe in (SOURCE_EN, HELPER_DE, EN_UNTIED, FR_UNTIED, EN, DE)}
 """Every model by its name on the command line; the first two are the demo's."""

@@ -42,6 +42,11 @@ def table_blocks(concepts: Ids, width: int, latents: int, seed: int) -> Iterator
         yield rows
 
 
+def table(concepts: Ids, width: int, latents: int, seed: int) -> Floats:
+    """The same rows in memory, (n, width)."""
+    return np.concatenate(list(table_blocks(concepts, width, latents, seed)))
+
+
 def _coordinates(concepts: Ids, latents: int) -> Floats:
     """Of each concept, (n, latents); any may be asked for in any order."""
     clusters = (_scattered(concepts.astype(np.uint64)) % np.uint64(CLUSTERS)).astype(np.int64)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import vocabularies
-from embeddings import table_blocks
+from embeddings import table
 
 from clpstream.checkpoint import TensorRows, header_bytes, read_shard
 from clpstream.transfer import METHODS
@@ -36,8 +36,8 @@ class Tables(NamedTuple):
 @pytest.fixture(scope="module")
 def tables() -> Tables:
     concepts = np.arange(ANCHORS + WANTED)
-    helper = np.concatenate(list(table_blocks(concepts, HELPER_WIDTH, LATENTS, seed=0)))
-    source = np.concatenate(list(table_blocks(concepts[:ANCHORS], WIDTH, LATENTS, seed=1)))
+    helper = table(concepts, HELPER_WIDTH, LATENTS, seed=0)
+    source = table(concepts[:ANCHORS], WIDTH, LATENTS, seed=1)
     return Tables(helper[:ANCHORS], helper[ANCHORS:], source)
 
 

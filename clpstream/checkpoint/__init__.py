@@ -14,7 +14,7 @@ from clpstream.checkpoint.names import VOCABULARY_SIZE, vocabulary_role
 from clpstream.checkpoint.read_ahead import read_ahead
 from clpstream.checkpoint.rows import TensorRows
 from clpstream.checkpoint.safetensors_file import Shard, TensorSpan, header_bytes, read_shard
-from clpstream.checkpoint.sizes import sizes_in, stated_sizes, vocabulary_size
+from clpstream.checkpoint.sizes import is_near, sizes_in, stated_sizes, vocabulary_size
 from clpstream.checkpoint.strided import c_order_blocks
 from clpstream.checkpoint.vocabulary_tensors import (
     VocabularyTensor,
@@ -46,6 +46,7 @@ __all__ = [
     "helper_tables_names",
     "input_embeddings",
     "input_embeddings_names",
+    "is_near",
     "is_tied",
     "open_checkpoint",
     "own_head",

@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 from clpstream.checkpoint.names import VOCABULARY_SIZE
 from clpstream.inputs import LANGUAGE_LEVELS
 
+_NEAR = 0.1
+"""Tables of one vocabulary may differ in length by this part: rows for images, or for a prompt."""
+
 
 class Size(NamedTuple):
     """A size, its key, and the keys of the levels of config.json that lead to it."""
@@ -41,6 +44,11 @@ def stated_sizes(config: Mapping[str, Any]) -> list[int]:
 def text_sizes(config: Mapping[str, Any]) -> list[int]:
     """Sizes that are of the model itself, not of a part with a vocabulary of its own."""
     return [size.value for size in _at(config, (*LANGUAGE_LEVELS, "encoder", "decoder"))]
+
+
+def is_near(size: int, rows: int) -> bool:
+    """Whether a size may be that of a vocabulary whose table has so many rows."""
+    return abs(size - rows) <= _NEAR * rows
 
 
 def vocabulary_size(config: Mapping[str, Any], rows: int) -> int:

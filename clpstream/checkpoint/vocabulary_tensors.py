@@ -22,12 +22,16 @@ from clpstream.checkpoint.names import (
 )
 from clpstream.checkpoint.rows import TensorRows
 from clpstream.checkpoint.safetensors_file import TensorSpan
-from clpstream.checkpoint.sizes import stated_sizes, text_sizes, vocabulary_size, vocabulary_sizes
+from clpstream.checkpoint.sizes import (
+    is_near,
+    stated_sizes,
+    text_sizes,
+    vocabulary_size,
+    vocabulary_sizes,
+)
 from clpstream.checkpoint.sweep import refuse_quantised, refuse_split, refuse_unexplained
 from clpstream.errors import CheckpointError
 
-_NEAR = 0.1
-"""Tables of one vocabulary may differ in length by this part: rows for images, or for a prompt."""
 _PADDED_TO = (8, 16, 32, 64, 128, 256)
 """Multiples to which tables of a vocabulary are made longer."""
 _COMPARED_BYTES = 32 << 20
@@ -117,9 +121,7 @@ def find_vocabulary_tensors(
     lengths = {tensor.rows for tensor in found}
     padded = {-(-rows // many) * many for rows in lengths for many in _PADDED_TO}
     padded.update(stated_sizes(checkpoint.config))
-    padded = {
-        length for length in padded if abs(length - embeddings.rows) <= _NEAR * embeddings.rows
-    }
+    padded = {length for length in padded if is_near(length, embeddings.rows)}
     refuse_unexplained(unexplained, lengths, padded, embeddings.width, checkpoint.config)
     return tuple(found)
 
@@ -299,7 +301,7 @@ def _by_user(span: TensorSpan, axis: int) -> VocabularyTensor:
 def _vocabulary_axis(span: TensorSpan, rows: int) -> int | None:
     """The axis indexed by token id: as long as the input embeddings, else nearly so."""
     exact = [axis for axis, length in enumerate(span.shape) if length == rows]
-    near = [axis for axis, n in enumerate(span.shape) if abs(n - rows) <= _NEAR * rows]
+    near = [axis for axis, n in enumerate(span.shape) if is_near(n, rows)]
     return next(iter(exact + near), None)
 
 
@@ -313,7 +315,7 @@ def _belongs(
     belongs to has its size; but encoder and decoder are of one model.
     """
     same = tensor.rows in (embeddings.rows, vocabulary_size(config, embeddings.rows))
-    near = abs(tensor.rows - embeddings.rows) <= _NEAR * embeddings.rows
+    near = is_near(tensor.rows, embeddings.rows)
     if same or (near and tensor.role != "input embeddings"):
         return True
     if in_a_layer(tensor.name) and not near:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from clpstream.checkpoint import VOCABULARY_SIZE, sizes_in, stated_sizes
+from clpstream.checkpoint import VOCABULARY_SIZE, is_near, sizes_in, stated_sizes
 from clpstream.inputs import LANGUAGE_LEVELS
 from clpstream.vocabulary import ROLES
 
@@ -36,8 +35,6 @@ _POSITIONS_FROM_PAD = (
 )
 """Model types whose first position is pad_token_id + 1, or whose table of positions has a row for
 it: the id belongs to the weights and not to the tokenizer."""
-_NEAR = 0.1
-"""Part by which a table may be longer than the vocabulary, to be padded."""
 _CLASS_DEFAULTS = ("bos", "eos", "pad")
 """Ids for which many config classes have defaults, of the vocabulary their authors used."""
 
@@ -75,8 +72,7 @@ class Retarget:
         known = {*self.sizes, self.old_rows}
         # a model of sound may state the text's size under another key (csm), and its own as this
         named = any(size.key != "vocab_size" and size.value in known for size in sizes_in(config))
-        most = _NEAR * self.old_rows if named else math.inf
-        stated = [n for n in stated_sizes(config) if abs(n - self.old_rows) <= most]
+        stated = [n for n in stated_sizes(config) if not named or is_near(n, self.old_rows)]
         sizes = dict.fromkeys(stated, self.rows) | dict(self.sizes) | {self.old_rows: self.rows}
         new = self._level(config, "config.json", sizes, all_stops=alone)
         levels = [level for level in _levels(new) if _has_size(level, sizes.values())]
@@ -104,7 +100,7 @@ class Retarget:
         """The target's generation_config.json. config: the source's config.json."""
         decoder = config.get("decoder")
         size = decoder.get("vocab_size") if isinstance(decoder, dict) else None
-        if type(size) is int and abs(size - self.old_rows) > _NEAR * self.old_rows:
+        if type(size) is int and not is_near(size, self.old_rows):
             self.warnings.append(
                 "generation_config.json: kept as it is: what it is about, the decoder, has a "
                 "vocabulary of its own"

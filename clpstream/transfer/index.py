@@ -7,7 +7,6 @@ How many it misses is measured on some of the rows that are searched for.
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -276,6 +275,8 @@ class _Built:
         return lists
 
     def _train(self, text: str, anchors: Unit, random: np.random.Generator) -> None:
+        import faiss
+
         if self._index.is_trained:
             return
         count, width = anchors.shape
@@ -288,11 +289,9 @@ class _Built:
         rows = np.empty((len(ids), width), np.float32)
         for block in blocks(rows):
             rows[block] = anchors[ids[block]]
-        import faiss
-
-        with contextlib.suppress(RuntimeError):  # no inverted lists
-            clustering = faiss.extract_index_ivf(self._index).cp
-            clustering.min_points_per_centroid = 1  # below 39, it prints that it wants more
+        inverted = faiss.try_extract_index_ivf(self._index)
+        if inverted is not None:
+            inverted.cp.min_points_per_centroid = 1  # below 39, it prints that it wants more
         self._index.train(rows)
 
     def _check_size(self, text: str, anchors: Unit) -> None:

@@ -80,8 +80,8 @@ class Room:
         units, gram = 4 * anchors * width, gram_bytes(anchors)
         worth = steps >= anchors and anchors * width >= _LARGE
         in_memory = worth and gram + units <= max_memory() - share(4) - 3 * block_bytes()
-        kept = in_memory or gram <= free_scratch() // 2
-        return cls(worth and kept, in_memory, in_memory or units <= share(2))
+        kept = in_memory or (worth and gram <= free_scratch() // 2)
+        return cls(kept, in_memory, in_memory or units <= share(2))
 
     def bytes(self, anchors: int, width: int) -> int:
         """How much memory that is."""

@@ -98,8 +98,9 @@ def _without_merges(content: bytes) -> bytes:
 
 def _tokenizer_json(path: Path, settings: Mapping[str, Any]) -> Listed:
     tokenizer = read_json(path, _without_merges)
-    model = tokenizer.get("model")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    found = tokenizer.get("model")
+    model = found if isinstance(found, dict) else {}
+    vocabulary = model.get("vocab")
     tokens: Iterable[tuple[str, int]]
     if isinstance(vocabulary, dict) and all(is_id(token) for token in vocabulary.values()):
         tokens, kind = vocabulary.items(), "BPE"
@@ -113,15 +114,17 @@ def _tokenizer_json(path: Path, settings: Mapping[str, Any]) -> Listed:
             "tokenizers library"
         )
     entries = tokenizer.get("added_tokens")
-    stated = model.get("type", kind) if isinstance(model, dict) else kind
-    if stated not in _MODELS or not isinstance(entries, list | None):
-        what = f"model of type {stated!r}" if stated not in _MODELS else "list of added_tokens"
+    if not isinstance(entries, list | None):
+        raise VocabularyError(f"{path}: its added_tokens are no list; save the tokenizer again")
+    stated = model.get("type", kind)
+    if stated not in _MODELS:
         raise VocabularyError(
-            f"{path}: the tokenizers library knows no such {what}; save the tokenizer again"
+            f"{path}: the tokenizers library knows no model of type {stated!r}; save the tokenizer "
+            "again"
         )
     added = {
         str(entry["content"]): (entry["id"], bool(entry.get("special")))
-        for entry in (entries if isinstance(entries, list) else [])
+        for entry in entries or []
         if isinstance(entry, dict) and is_id(entry.get("id")) and "content" in entry
     }
     return Listed(stated, tokens, piece_reader(tokenizer), added=added, flagged=True)
