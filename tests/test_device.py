@@ -1,4 +1,4 @@
-"""Products on a GPU are those of numpy. No test here has a GPU: they have stand-ins."""
+"""Products on a GPU are those of numpy: on stand-ins, and on a real one where there is one."""
 
 from __future__ import annotations
 
@@ -25,9 +25,25 @@ from clpstream.transfer import agreement_of
 IN_PARTS = 32 * 4 * 24 * 50
 """Memory with which 50 rows of the helper make a block."""
 KINDS = ["torch", "cupy", "faiss", "cupy and faiss"]
+REAL = ["real torch", "real cupy", "real faiss"] if device._gpus() else []
+
+
+def real(kind, monkeypatch):
+    """A GPU by one library, the others hidden."""
+    library = kind.split()[1]
+    if library == "faiss" and faiss.get_num_gpus() == 0:
+        pytest.skip("needs FAISS built for GPUs")
+    if library != "faiss":
+        pytest.importorskip(library)
+        monkeypatch.setattr("faiss.get_num_gpus", lambda: 0)
+    for other in {"torch", "cupy"} - {library}:
+        monkeypatch.setitem(sys.modules, other, None)
+    return find("cuda")
 
 
 def stand_in(kind, monkeypatch):
+    if kind in REAL:
+        return real(kind, monkeypatch)
     if kind == "torch":
         pytest.importorskip("torch", reason="needs the interop extra")
         return torch_on_cpu()
@@ -39,7 +55,7 @@ def stand_in(kind, monkeypatch):
     return find("cuda")
 
 
-@pytest.fixture(params=[pytest.param("torch", marks=pytest.mark.interop), *KINDS[1:]])
+@pytest.fixture(params=[pytest.param("torch", marks=pytest.mark.interop), *KINDS[1:], *REAL])
 def gpu(request, monkeypatch):
     return stand_in(request.param, monkeypatch)
 
@@ -265,9 +281,9 @@ def test_a_gpu_that_rounds_to_tf32_is_refused(monkeypatch):
         find("cuda")
 
 
-@pytest.mark.parametrize("method", ["align", "clp", "knn"])
-def test_a_conversion_says_which_device_it_used(method, pair, monkeypatch):
-    FakeCuPy(monkeypatch)
+@pytest.mark.parametrize("method", ["align", "clp", "knn", "omp", "procrustes", "ridge"])
+@pytest.mark.parametrize("gpu", ["cupy", *REAL], indirect=True)
+def test_a_conversion_says_which_device_it_used(method, pair, gpu):
     made = {}
     for name in ("cpu", "cuda"):
         output = pair.output.with_name(name)
@@ -277,7 +293,7 @@ def test_a_conversion_says_which_device_it_used(method, pair, monkeypatch):
         )
         assert done.exit_code == 0, done.output
         report = json.loads((output / "clpstream.json").read_text("utf-8"))
-        assert report["device"] == {"cpu": "cpu", "cuda": "cuda:0 (CuPy 0)"}[name]
+        assert report["device"] == {"cpu": "cpu", "cuda": gpu.name}[name]
         made[name] = {
             place: tensor.astype(np.float32)
             for shard in sorted(output.glob("*.safetensors"))

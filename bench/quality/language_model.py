@@ -15,7 +15,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-TOKENS_AT_ONCE = 1024  # a batch's gradient is summed over parts whose logits fit in the cache
+TOKENS_AT_ONCE = {"cpu": 1024, "cuda": 65536}
+"""A batch's gradient is summed over parts whose logits fit in a CPU's cache, or a GPU's memory."""
 
 
 def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -97,7 +98,7 @@ def _backward(model: PreTrainedModel, windows: torch.Tensor, bf16: bool) -> floa
 
 def _parts(windows: torch.Tensor) -> tuple[torch.Tensor, ...]:
     context = windows.shape[1] - 1
-    return windows.split(max(1, TOKENS_AT_ONCE // context))
+    return windows.split(max(1, TOKENS_AT_ONCE[windows.device.type] // context))
 
 
 @torch.inference_mode()

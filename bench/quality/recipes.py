@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from text import SEPARATOR
@@ -148,20 +148,27 @@ def _gpt2(**shape: Any) -> GPT2Config:
     )
 
 
+def _llama(
+    vocab_size: int, width: int, inner: int, layers: int, heads: int, tied: bool, eos: int = 0
+) -> LlamaConfig:
+    """Whose first token begins a text, or separates two."""
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+        bos_token_id=0,
+        eos_token_id=eos,
+    )
+
+
 SOURCE_EN = Recipe(
     name="source-en",
     train_tokenizer=byte_level_bpe,
-    config=LlamaConfig(
-        vocab_size=4096,
-        hidden_size=192,
-        intermediate_size=448,
-        num_hidden_layers=3,
-        num_attention_heads=6,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=0,
-    ),
+    config=_llama(4096, 192, 448, layers=3, heads=6, tied=True),
     bos=SEPARATOR,
     eos=SEPARATOR,
     unk=None,
@@ -195,17 +202,7 @@ HELPER_DE = Recipe(
 EN_UNTIED = Recipe(
     name="en-untied",
     train_tokenizer=byte_level_bpe,
-    config=LlamaConfig(
-        vocab_size=8192,
-        hidden_size=256,
-        intermediate_size=688,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        max_position_embeddings=256,
-        tie_word_embeddings=False,
-        bos_token_id=0,
-        eos_token_id=0,
-    ),
+    config=_llama(8192, 256, 688, layers=4, heads=4, tied=False),
     bos=SEPARATOR,
     eos=SEPARATOR,
     unk=None,
@@ -218,17 +215,7 @@ EN_UNTIED = Recipe(
 FR_UNTIED = Recipe(
     name="fr-untied",
     train_tokenizer=unigram,
-    config=LlamaConfig(
-        vocab_size=8000,
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=256,
-        tie_word_embeddings=False,
-        bos_token_id=0,
-        eos_token_id=1,
-    ),
+    config=_llama(8000, 192, 512, layers=3, heads=4, tied=False, eos=1),
     bos="<s>",
     eos="</s>",
     unk="<unk>",
@@ -240,20 +227,24 @@ FR_UNTIED = Recipe(
 )
 
 
-def _small(name: str, vocab_size: int, width: int, heads: int, layers: int, prompt: str) -> Recipe:
+def _small_config(vocab_size: int, width: int, heads: int, layers: int) -> GPT2Config:
+    return _gpt2(
+        vocab_size=vocab_size,
+        n_embd=width,
+        n_layer=layers,
+        n_head=heads,
+        n_positions=128,
+        activation_function="relu",
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+
+
+def _small(name: str, config: PretrainedConfig, prompt: str) -> Recipe:
     return Recipe(
         name=name,
         train_tokenizer=byte_level_bpe,
-        config=_gpt2(
-            vocab_size=vocab_size,
-            n_embd=width,
-            n_layer=layers,
-            n_head=heads,
-            n_positions=128,
-            activation_function="relu",
-            bos_token_id=0,
-            eos_token_id=0,
-        ),
+        config=config,
         bos=SEPARATOR,
         eos=SEPARATOR,
         unk=None,
@@ -265,7 +256,34 @@ def _small(name: str, vocab_size: int, width: int, heads: int, layers: int, prom
     )
 
 
-EN = _small("en", 8192, 320, 5, 4, "To open the file,")
-DE = _small("de", 8000, 224, 4, 3, "Um die Datei zu öffnen,")
-RECIPES = {recipe.name: recipe for recipe in (SOURCE_EN, HELPER_DE, EN_UNTIED, FR_UNTIED, EN, DE)}
+EN = _small("en", _small_config(8192, 320, 5, 4), "To open the file,")
+DE = _small("de", _small_config(8000, 224, 4, 3), "Um die Datei zu öffnen,")
+
+
+def _larger(recipe: Recipe, name: str, config: PretrainedConfig, prompt: str) -> Recipe:
+    """A model of another size, with batches for a GPU."""
+    return replace(
+        recipe, name=name, config=config, batch=16384, learning_rate=2e-3, shards=1, prompt=prompt
+    )
+
+
+RU_M = _larger(DE, "ru-m", _small_config(10_000, 224, 4, 3), "Чтобы открыть файл,")
+JA_M = _larger(DE, "ja-m", _small_config(10_000, 224, 4, 3), "ファイルを開くには、")
+FR_M = _larger(
+    FR_UNTIED,
+    "fr-m",
+    _llama(8000, 224, 608, layers=3, heads=4, tied=False, eos=1),
+    FR_UNTIED.prompt,
+)
+EN_L = _larger(EN_UNTIED, "en-l", _llama(12288, 384, 1024, layers=6, heads=6, tied=True), EN.prompt)
+EN_LU = _larger(
+    EN_UNTIED, "en-lu", _llama(12288, 320, 864, layers=6, heads=5, tied=False), EN.prompt
+)
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        *(SOURCE_EN, HELPER_DE, EN_UNTIED, FR_UNTIED, EN, DE),
+        *(EN_L, EN_LU, FR_M, RU_M, JA_M),
+    )
+}
 """Every model by its name on the command line; the first two are the demo's."""

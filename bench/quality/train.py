@@ -1,4 +1,4 @@
-"""Train a small language model, on a CPU, from a plain text file.
+"""Train a small language model from a plain text file, on a CPU or a GPU.
 
 The models (their recipes are in recipes.py):
 
@@ -7,7 +7,9 @@ The models (their recipes are in recipes.py):
 * ``helper-de``, the demo's helper: a smaller GPT-2 model with tied embeddings and a BPE tokenizer
   with ``▁`` for the space and byte fallback (Llama 2 style), saved as a single safetensors file;
 * ``en-untied``, a larger source: a Llama model with an output head of its own;
-* ``fr-untied``, a helper with an output head of its own and a Unigram tokenizer.
+* ``fr-untied``, a helper with an output head of its own and a Unigram tokenizer;
+* ``en``, ``de``: GPT-2 models of the size of many first experiments;
+* ``en-l``, ``en-lu``, ``fr-m``, ``ru-m``, ``ja-m``: larger ones, for a GPU.
 
 The text file holds documents separated by lines that read ``<|endoftext|>``. About three per cent
 of the documents, chosen by a hash of their text, are held out; the loss on them is printed in bits
@@ -164,7 +166,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     """A continuation of the prompt."""
     torch.manual_seed(SEED)
-    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
     ids = model.generate(**inputs, max_new_tokens=40, do_sample=True, temperature=0.7, top_k=40)
     return tokenizer.decode(ids[0], skip_special_tokens=True)
 
@@ -172,7 +174,7 @@ def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: s
 # --- the whole ---------------------------------------------------------------------------------
 
 
-def make(recipe: Recipe, text: Path, output: Path, budget: Budget, bf16: bool) -> None:
+def make(recipe: Recipe, text: Path, output: Path, budget: Budget, device: str, bf16: bool) -> None:
     """Train one tokenizer and one model, save them, and print what they are worth."""
     training, validation = split_documents(read_documents(text))
     size = bytes_of(validation)
@@ -180,7 +182,7 @@ def make(recipe: Recipe, text: Path, output: Path, budget: Budget, bf16: bool) -
     ids = encode(tokenizer, training, recipe.separators)
     held_out = encode(tokenizer, validation, recipe.separators)
     torch.manual_seed(SEED)
-    model = AutoModelForCausalLM.from_config(recipe.config)
+    model = AutoModelForCausalLM.from_config(recipe.config).to(device)
     print(
         f"{recipe.name}: {model.num_parameters()} parameters; {len(training)} documents of "
         f"{len(ids)} tokens, held out {len(validation)} of {len(held_out)} ({size} bytes)",
@@ -189,7 +191,7 @@ def make(recipe: Recipe, text: Path, output: Path, budget: Budget, bf16: bool) -
     train(model, ids, recipe, budget, bf16)
     folder = save(model, tokenizer, recipe, output)
     saved, saved_tokenizer = load(folder)
-    reached = bits_per_byte(saved, held_out, recipe.context, size)
+    reached = bits_per_byte(saved.to(device), held_out, recipe.context, size)
     alone = unigram_bits_per_byte(ids, held_out, recipe.config.vocab_size, size)
     print(
         f"{recipe.name}: {reached:.3f} bits per byte held out (token frequencies alone: "
@@ -208,6 +210,7 @@ def parse_arguments() -> argparse.Namespace:
     length.add_argument("--minutes", type=float, help="training time")
     length.add_argument("--epochs", type=float, help="passes over the text")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--bf16", action="store_true", help="train in bfloat16 mixed precision")
     return parser.parse_args()
 
@@ -217,7 +220,8 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     budget = Budget(arguments.minutes, arguments.epochs)
-    make(RECIPES[arguments.model], arguments.text, arguments.output, budget, arguments.bf16)
+    recipe = RECIPES[arguments.model]
+    make(recipe, arguments.text, arguments.output, budget, arguments.device, arguments.bf16)
 
 
 if __name__ == "__main__":

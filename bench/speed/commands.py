@@ -16,6 +16,8 @@ METHODS = ("mean", "clp", "ridge", "procrustes", "align", "knn", "omp")
 PAPER = ("--method", "clp", "--shared", "copy", "--match", "exact")
 FLOOR, IN_MEMORY = "cp", "in-memory-clp"
 """What the others are divided by."""
+DRIVER = "nvidia-smi"
+"""A program that comes with the driver of a GPU."""
 PRODUCTS = "products-"
 """What the name of a method follows, for its products of matrices alone."""
 
@@ -49,9 +51,13 @@ def commands(convert_options: Sequence[str], tokensurgeon: str) -> dict[str, Com
         "cp": Command(("cp", "-r", "SOURCE", "OUTPUT")),
         "cp-sync": Command(("sh", "-c", 'cp -r "$0" "$1" && sync "$1"/*', "SOURCE", "OUTPUT")),
         "dry-run": _clpstream("--dry-run", *convert_options),
-        "paper": _clpstream(*PAPER, *convert_options),
     }
-    found |= {name: _clpstream("--method", name, *convert_options) for name in METHODS}
+    conversions = {"paper": PAPER, **{name: ("--method", name) for name in METHODS}}
+    for name, options in conversions.items():
+        found[name] = _clpstream(*options, *convert_options)
+        found[f"{name}-cuda"] = _clpstream(
+            *options, "--device", "cuda", *convert_options, needs=DRIVER
+        )
     found |= {PRODUCTS + name: _products(name) for name in products.METHODS}
     found |= {
         IN_MEMORY: _in_memory("clp", "auto"),
@@ -62,9 +68,9 @@ def commands(convert_options: Sequence[str], tokensurgeon: str) -> dict[str, Com
     return found
 
 
-def _clpstream(*options: str) -> Command:
+def _clpstream(*options: str, needs: str | None = None) -> Command:
     line = (sys.executable, "-m", "clpstream", "convert", "SOURCE", "HELPER", "OUTPUT")
-    return Command((*line, "--quiet", *options))
+    return Command((*line, "--quiet", *options), needs)
 
 
 def _products(method: str) -> Command:
