@@ -23,6 +23,7 @@ AUTO, CPU = "auto", "cpu"
 _NAMES = re.compile(r"auto|cpu|cuda(?::(\d{1,3}))?")
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 
 
@@ -77,6 +78,12 @@ class Arrays:
         norms: Floats = np.linalg.norm(matrix, axis=1)
         return norms
 
+    def dots(self, left: Floats, rows: Any, ids: Ids) -> Doubles:
+        """Products (n, k) of each row (n, d) with those `ids` (n, k) of rows that are there, summed
+        in float64."""
+        found: Doubles = np.einsum("nd,nkd->nk", left, rows[ids], dtype=np.float64)
+        return found
+
     def product(self, left: Any, right: Any) -> npt.NDArray[Any]:
         """left @ right; each a numpy array, or there."""
         product: npt.NDArray[Any] = left @ right
@@ -99,6 +106,9 @@ class Arrays:
 
 class Search:
     """FAISS on the CPU."""
+
+    compares_all = False
+    """Whether comparing all rows costs less than an index does, however many there are."""
 
     def index(self, rows: Any, k: int) -> Any:
         """What `best` can find `k` in many times: rows that are sent once, and stay there as long

@@ -11,12 +11,13 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from clpstream.device import Arrays, Device, Floats, Ids, Search, Sum
+from clpstream.device import Arrays, Device, Doubles, Floats, Ids, Search, Sum
 from clpstream.errors import DeviceError
 from clpstream.memory import block_bytes
 
 _SCORES = 256 << 20
-"""Bytes of scores that are on the GPU at one time, and more where they are for few rows."""
+"""Bytes of scores that are on the GPU at one time, and more where they are for few rows; of other
+numbers that are not kept, too."""
 _MOST_OF_FAISS = 2048
 """The largest k of FAISS on a GPU."""
 
@@ -33,6 +34,10 @@ class Library(Protocol):
     def fetched(self, matrix: Any) -> npt.NDArray[Any]: ...
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Any: ...
+
+    def doubles(self, matrix: Any) -> Any:
+        """The matrix in float64."""
+        ...
 
     def largest(self, scores: Any, k: int) -> tuple[Any, Any]:
         """The k largest of each line, in falling order, and their places."""
@@ -71,6 +76,9 @@ class Torch:
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
         return self._torch.zeros(shape, dtype=getattr(self._torch, dtype), device=self._where)
 
+    def doubles(self, matrix: Any) -> Any:
+        return matrix.double()
+
     def largest(self, scores: Any, k: int) -> tuple[Any, Any]:
         values, places = self._torch.topk(scores, k, dim=1)
         return values, places
@@ -90,9 +98,9 @@ class CuPy:
         self.linalg = cupy.linalg
         self._cupy = cupy
         self._device = cupy.cuda.Device(number)
-        self._device.use()
 
     def sent(self, array: npt.NDArray[Any]) -> Any:
+        self._device.use()  # of each thread, the first GPU is what it uses
         return self._cupy.array(array)
 
     def fetched(self, matrix: Any) -> npt.NDArray[Any]:
@@ -100,7 +108,11 @@ class CuPy:
         return found
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
+        self._device.use()
         return self._cupy.zeros(shape, dtype)
+
+    def doubles(self, matrix: Any) -> Any:
+        return matrix.astype("float64")
 
     def largest(self, scores: Any, k: int) -> tuple[Any, Any]:
         # its argpartition sorts everything too
@@ -179,6 +191,17 @@ class GpuArrays(Arrays):
         norms: Floats = np.sqrt(self.library.fetched((matrix * matrix).sum(1)))
         return norms
 
+    def dots(self, left: Floats, rows: Any, ids: Ids) -> Doubles:
+        """See `Arrays.dots`."""
+        found = np.empty(ids.shape)
+        step = max(1, self._room() // (16 * max(1, ids.shape[1]) * left.shape[1]))
+        for start in range(0, len(ids), step):
+            some = slice(start, start + step)
+            near = self.library.doubles(self.taken(rows, ids[some]))
+            ours = self.library.doubles(self.sent(left[some]))
+            found[some] = self.fetched((near @ ours[:, :, None])[:, :, 0])
+        return found
+
     def product(self, left: Any, right: Any) -> npt.NDArray[Any]:
         """See `Arrays.product`."""
         return self.library.fetched(self._there(left) @ self._there(right))
@@ -202,8 +225,7 @@ class GpuArrays(Arrays):
         """The k largest products of each query (n, d) with rows (m, d), or the largest without
         their signs: in falling order, with their places. Both are numpy arrays, or there."""
         queries, rows = self._there(queries), self._there(rows)
-        room = min(_SCORES, self.library.free() // 4)
-        step = max(k, room // (4 * max(1, queries.shape[0])))
+        step = max(k, self._room() // (4 * max(1, queries.shape[0])))
         scores, places = [], []
         for start in range(0, rows.shape[0], step):
             part = queries @ rows[start : start + step].T
@@ -213,6 +235,10 @@ class GpuArrays(Arrays):
             scores.append(self.library.fetched(best))
             places.append(self.library.fetched(found) + start)
         return _first(np.hstack(scores), np.hstack(places), k)
+
+    def _room(self) -> int:
+        """Bytes of what is made there and not kept."""
+        return min(_SCORES, self.library.free() // 4)
 
     def _there(self, matrix: Any) -> Any:
         return self.library.sent(matrix) if isinstance(matrix, np.ndarray) else matrix
@@ -231,6 +257,8 @@ class GpuArrays(Arrays):
 class GpuSearch(Search):
     """By products with all rows."""
 
+    compares_all = True
+
     def __init__(self, arrays: GpuArrays) -> None:
         self._arrays = arrays
 
@@ -245,6 +273,8 @@ class GpuSearch(Search):
 
 class FaissSearch(Search):
     """By FAISS on a GPU; for more neighbours than it finds there, on the CPU."""
+
+    compares_all = True
 
     def __init__(self, number: int) -> None:
         faiss: Any = import_module("faiss")

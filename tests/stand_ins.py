@@ -47,6 +47,9 @@ class There(np.lib.mixins.NDArrayOperatorsMixin):
     def sum(self, axis):
         return There(self.array.sum(axis))
 
+    def astype(self, dtype):
+        return There(self.array.astype(dtype))
+
     def __array__(self, *args, **kwargs):
         raise TypeError("implicit conversion to a numpy array")
 

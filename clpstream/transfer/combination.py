@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from clpstream.device import device
 from clpstream.memory import block_bytes, share
 from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, bounds
 
@@ -56,47 +57,80 @@ class SparseWeights:
         goes through its anchors in their order, one product after the other, so that the pieces
         change no bit of it.
         """
+        there = anchors
+        if len(self._indices) >= anchors.shape[0]:  # less may leave most of them out
+            there = device().arrays.held(anchors)
         out = np.zeros((stop - start, anchors.shape[1]), np.float32)
         most = max(1, held_bytes() // _BYTES_OF_A_WEIGHT)
         row = start
         while row < stop:
             end = int(np.searchsorted(self._starts, self._starts[row] + most, "right")) - 1
             end = min(max(end, row + 1), stop)
-            self._add_sums(out[row - start : end - start], row, end, anchors)
+            lines, indices, values = self._entries(row, end)
+            some = out[row - start : end - start]
+            if there is anchors:
+                _add_read(some, lines, indices, values, anchors)
+            else:
+                _add_there(some, lines, indices, values, there)
             row = end
         return out
 
-    def _add_sums(self, out: Floats, start: int, stop: int, anchors: Rows) -> None:
-        starts = self._starts[start : stop + 1]
-        part = slice(starts[0], starts[-1])
-        used, place = np.unique(self._indices[part], return_inverse=True)
-        lines = np.repeat(np.arange(stop - start), np.diff(starts))
-        order = np.lexsort((place, lines))
-        lines, place, values = lines[order], place[order], self._values[part][order]
-        step = max(1, block_bytes() // (4 * max(1, anchors.shape[1])))
-        for first in range(0, len(used), step):
-            here = (place >= first) & (place < first + step)
-            rows = anchors[used[first : first + step].astype(np.int64)]
-            _add_products(out, lines[here], place[here] - first, values[here], rows)
+    def _entries(self, start: int, stop: int) -> tuple[Ids, Ids, Floats]:
+        """The weights of some rows, each row's in the order of the anchors: the row's place, the
+        anchor, and the weight."""
+        part = slice(self._starts[start], self._starts[stop])
+        lines = np.repeat(np.arange(stop - start), np.diff(self._starts[start : stop + 1]))
+        indices = self._indices[part].astype(np.int64)
+        order = np.lexsort((indices, lines))
+        return lines[order], indices[order], self._values[part][order]
+
+
+def _add_read(out: Floats, lines: Ids, indices: Ids, values: Floats, anchors: Rows) -> None:
+    """out[lines[i]] += values[i] * anchors[indices[i]] for one i after the other; `lines` ascends.
+    Each anchor is read once."""
+    used, place = np.unique(indices, return_inverse=True)
+    step = max(1, block_bytes() // (4 * max(1, anchors.shape[1])))
+    for first in range(0, len(used), step):
+        here = (place >= first) & (place < first + step)
+        rows = anchors[used[first : first + step]]
+        _add_products(out, lines[here], place[here] - first, values[here], rows)
 
 
 def _add_products(out: Floats, lines: Ids, place: Ids, values: Floats, rows: Floats) -> None:
-    """out[lines[i]] += values[i] * rows[place[i]] for one i after the other; `lines` ascends."""
-    starts = np.flatnonzero(np.diff(lines, prepend=-1))
-    counts = np.diff(starts, append=len(lines))
-    longest_first = np.argsort(-counts, kind="stable")
+    """The same with rows in memory."""
     step = max(1, _CACHED_BYTES // (4 * max(1, rows.shape[1])))
     product = np.empty((step, rows.shape[1]), rows.dtype)  # float64 if the caller's are
-    for first in range(0, len(starts), step):
-        some = longest_first[first : first + step]
-        begin, left = starts[some], counts[some]
-        sums = out[lines[begin]]
-        for nth in range(left[0]):
-            at = begin[: np.count_nonzero(left > nth)] + nth
+    for some, turns in _turns(lines, step):
+        sums = out[some]
+        for at in turns:
             part = np.take(rows, place[at], axis=0, out=product[: len(at)], mode="clip")
             part *= values[at, None]
             sums[: len(at)] += part
-        out[lines[begin]] = sums
+        out[some] = sums
+
+
+def _add_there(out: Floats, lines: Ids, indices: Ids, values: Floats, anchors: Any) -> None:
+    """The same with rows on a GPU."""
+    arrays = device().arrays
+    for some, turns in _turns(lines, max(1, len(out))):
+        sums = arrays.sent(out[some])
+        for at in turns:
+            rows = arrays.taken(anchors, indices[at])
+            sums[: len(at)] += rows * arrays.sent(values[at, None])
+        out[some] = arrays.fetched(sums)
+
+
+def _turns(lines: Ids, step: int) -> Iterator[tuple[Ids, Iterator[Ids]]]:
+    """For `step` of the `lines` at once, those with most entries first: which they are, and turn by
+    turn an entry of each that has one left."""
+    starts = np.flatnonzero(np.diff(lines, prepend=-1))
+    counts = np.diff(starts, append=len(lines))
+    longest_first = np.argsort(-counts, kind="stable")
+    for first in range(0, len(starts), step):
+        some = longest_first[first : first + step]
+        begin, left = starts[some], counts[some]
+        turns = (begin[: np.count_nonzero(left > nth)] + nth for nth in range(left[0]))
+        yield lines[begin], turns
 
 
 def gathered(

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from clpstream.device import device
 from clpstream.errors import TransferError
 from clpstream.memory import block_bytes, share
 from clpstream.transfer.method import NO_ANCHOR
@@ -128,13 +129,14 @@ def searcher(name: str, anchors: Unit, wanted: Unit, own: Ids, k: int) -> Search
     """For the index `name`: "exact", "auto", or a string for FAISS's index factory.
 
     wanted: all rows that will be searched for. own: (n_wanted,) anchors that they pass over.
-    "auto" is exact unless that is a lot of work, and then where no projection is likely to find
-    PROMISE of the neighbours with less. Raises TransferError for a string from which no index can
-    be built, and for one that does not fit into memory.
+    "auto" is exact unless that is a lot of work for a CPU, and there too where no projection is
+    likely to find PROMISE of the neighbours with less. Raises TransferError for a string from which
+    no index can be built, and for one that does not fit into memory.
     """
     count, width = anchors.shape
     work = float(count) * wanted.shape[0] * width
-    if name == "exact" or not wanted.shape[0] or (name == "auto" and work <= CHEAP):
+    cheap = work <= CHEAP or device().search.compares_all
+    if name == "exact" or not wanted.shape[0] or (name == "auto" and cheap):
         return Searcher(anchors, k)
     random = np.random.default_rng(0)
     built = None if name == "auto" else _Built(name, anchors, random)
