@@ -260,25 +260,40 @@ EN = _small("en", _small_config(8192, 320, 5, 4), "To open the file,")
 DE = _small("de", _small_config(8000, 224, 4, 3), "Um die Datei zu öffnen,")
 
 
-def _larger(recipe: Recipe, name: str, config: PretrainedConfig, prompt: str) -> Recipe:
-    """A model of another size, with batches for a GPU."""
+def _for_gpu(
+    recipe: Recipe, name: str, config: PretrainedConfig, learning_rate: float, prompt: str
+) -> Recipe:
+    """A model like another's, of another size, with larger batches."""
     return replace(
-        recipe, name=name, config=config, batch=16384, learning_rate=2e-3, shards=1, prompt=prompt
+        recipe,
+        name=name,
+        config=config,
+        batch=16384,
+        learning_rate=learning_rate,
+        shards=1,
+        prompt=prompt,
     )
 
 
-RU_M = _larger(DE, "ru-m", _small_config(10_000, 224, 4, 3), "Чтобы открыть файл,")
-JA_M = _larger(DE, "ja-m", _small_config(10_000, 224, 4, 3), "ファイルを開くには、")
-FR_M = _larger(
+EN_L = _for_gpu(
+    EN_UNTIED,
+    "en-l",
+    _llama(16384, 640, 1728, layers=10, heads=10, tied=True),
+    1e-3,
+    EN.prompt,
+)
+EN_LU = _for_gpu(
+    EN_UNTIED, "en-lu", _llama(12288, 320, 864, layers=6, heads=5, tied=False), 2e-3, EN.prompt
+)
+FR_M = _for_gpu(
     FR_UNTIED,
     "fr-m",
     _llama(8000, 224, 608, layers=3, heads=4, tied=False, eos=1),
+    2e-3,
     FR_UNTIED.prompt,
 )
-EN_L = _larger(EN_UNTIED, "en-l", _llama(12288, 384, 1024, layers=6, heads=6, tied=True), EN.prompt)
-EN_LU = _larger(
-    EN_UNTIED, "en-lu", _llama(12288, 320, 864, layers=6, heads=5, tied=False), EN.prompt
-)
+RU_M = _for_gpu(DE, "ru-m", _small_config(10_000, 224, 4, 3), 2e-3, "Чтобы открыть файл,")
+JA_M = _for_gpu(DE, "ja-m", _small_config(10_000, 224, 4, 3), 2e-3, "ファイルを開くには、")
 RECIPES = {
     recipe.name: recipe
     for recipe in (
