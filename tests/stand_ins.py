@@ -6,6 +6,7 @@ They can't tell whether a real GPU does what they do. They are stricter than one
 from __future__ import annotations
 
 import sys
+import threading
 import types
 
 import faiss
@@ -108,7 +109,8 @@ class FakeCuPy:
             runtime=types.SimpleNamespace(getDeviceCount=lambda: gpus),
             memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             Device=lambda number: types.SimpleNamespace(
-                use=lambda: self.used.append(number), mem_info=(free, 1 << 40)
+                use=lambda: self.used.append((threading.get_ident(), number)),
+                mem_info=(free, 1 << 40),
             ),
         )
         monkeypatch.setitem(sys.modules, "cupy", module)

@@ -6,6 +6,8 @@ import gc
 import json
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import faiss
 import numpy as np
@@ -225,6 +227,17 @@ def test_a_gpu_that_nothing_can_use(monkeypatch):
         find("cuda:1")
     monkeypatch.setattr("clpstream.device._gpus", lambda: 1)
     assert find("auto").name == "cpu"
+
+
+def test_each_thread_uses_the_gpu_of_the_number(monkeypatch):
+    fake = FakeCuPy(monkeypatch, gpus=2)
+    arrays = find("cuda:1").arrays
+    for make in (lambda: arrays.sent(rows(3, 4)), lambda: arrays.zeros((3, 4))):
+        fake.used.clear()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(make).result()
+        ((thread, number),) = fake.used
+        assert number == 1 and thread != threading.get_ident()
 
 
 def test_a_number_beyond_the_gpus(monkeypatch):
