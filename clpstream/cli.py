@@ -258,8 +258,7 @@ def _conversion_options(command: Command) -> Command:
             "--soften",
             type=click.FloatRange(min=0, max=1),
             metavar="PART",
-            help="align: the part of the regression in the map, and a third of that for an output "
-            "head of its own; 0 is a rotation (0.3).",
+            help="align: the part of the regression in the map; 0 is a rotation (0.3).",
         ),
         _option(
             "--seed",

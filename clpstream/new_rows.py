@@ -50,7 +50,6 @@ def made_rows(
             prepared[side_of(prepared, tensor)],
             Selected(plane, plan.origins.anchors),
             Selected(plane, words),
-            head=_as_head(plan, tensor),
         )
         for tensor, plane in planes
     ]

@@ -184,7 +184,7 @@ def test_a_remade_row_is_what_the_method_gives(place: Path) -> None:
     prepared = Align().prepare(anchors, done.helper[made], np.array(own))
     rows = Align().together(
         [
-            Table(prepared, done.source[name][shared], done.source[name][words], head=name == HEAD)
+            Table(prepared, done.source[name][shared], done.source[name][words])
             for name in (EMBEDDINGS, HEAD)
         ]
     )

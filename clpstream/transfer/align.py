@@ -37,8 +37,6 @@ _NEIGHBORHOOD = 10
 """Neighbours whose mean similarity tells a hub (CSLS, Conneau et al. 2018)."""
 _PENALTY = 1.0
 """Of the regression, in units of XᵀX's mean eigenvalue."""
-_OF_A_HEAD = 1 / 3
-"""Of `soften`, for an output head beside input embeddings."""
 _KEPT = 2
 """Tensors of which XᵀY is kept; there may be more (of layers that predict several tokens)."""
 
@@ -49,10 +47,10 @@ Found = TypeVar("Found")
 class Align:
     """E_m = mean(E) + (H_m - mean(H)) W, with W between a rotation and a regression.
 
-    W = (1 - soften) s Q + soften (XᵀX + t I)⁻¹ XᵀY: s Q is the scaled rotation of `Procrustes`, the
-    rest is `Ridge` with a penalty of 1. A rotation keeps the helper's geometry, a regression is
-    short where the anchors disagree. Softened rows start lower in loss, rotated ones are a little
-    lower after some steps of training (bench/quality).
+    W = r ((1 - soften) s Q + soften (XᵀX + t I)⁻¹ XᵀY): s Q is the scaled rotation of `Procrustes`,
+    the rest is `Ridge` with a penalty of 1, and r gives XW the spread of s XQ. A rotation keeps the
+    helper's geometry, a regression follows the anchors where they agree. Softened rows start lower
+    in loss; shorter ones, as they would be without r, learn more slowly (bench/quality).
 
     rounds:
         how often W is used to find the pairs that it is fitted on next: of the 3,000 most frequent
@@ -63,9 +61,7 @@ class Align:
         a few hundred that don't are enough to begin with.
 
     In a source that has input embeddings and an output head, two tokens that mean the same do so in
-    both: their cosines are added up before the nearest are taken. The head is softened a third as
-    much: its rows' lengths are the logits', and shorter ones cost more than they gain
-    (bench/quality).
+    both: their cosines are added up before the nearest are taken.
 
     The row of a shared token comes from the same map. Tensors of fewer than eight columns are made
     by `Ridge`, and a token whose helper row has no direction gets the mean, as in `Procrustes`.
@@ -100,8 +96,7 @@ class Align:
             assert isinstance(prepared, PreparedMap)
             made.append((prepared, prepared.fits(table.anchors)))
             if made[-1][1]:
-                soften = self.soften * _OF_A_HEAD if table.head else self.soften
-                views.append(_View(prepared.fit, table.anchors, table.words, soften))
+                views.append(_View(prepared.fit, table.anchors, table.words))
         maps = _maps(self, views)
         for (prepared, fits), table in zip(made, tables, strict=True):
             yield prepared.mapped(next(maps)) if fits else prepared.rows(table.anchors)
@@ -144,7 +139,7 @@ class SelfLearning:
 
     def __call__(self, anchors: Rows, words: Rows | None) -> LinearMap:
         """See `Fit`."""
-        return next(_maps(self.method, [_View(self, anchors, words, self.method.soften)]))
+        return next(_maps(self.method, [_View(self, anchors, words)]))
 
     def squares(self, x: Rows) -> Floats:
         """XᵀX in the frame, in the precision that products of blocks have."""
@@ -152,14 +147,11 @@ class SelfLearning:
 
 
 class _View:
-    """A tensor of the source, with what its rows follow. soften: as `Align.soften`, for it only."""
+    """A tensor of the source, with what its rows follow."""
 
-    def __init__(
-        self, helper: SelfLearning, anchors: Rows, words: Rows | None, soften: float
-    ) -> None:
+    def __init__(self, helper: SelfLearning, anchors: Rows, words: Rows | None) -> None:
         self._helper = helper
         self._anchors = anchors
-        self._soften = np.float32(soften)
         self._frames = Frames(helper.frame, Frame.of(anchors))
         sure = helper.sure
         self._sure: Callable[[], Pairs] = partial(
@@ -178,26 +170,26 @@ class _View:
         """Whether there are wanted tokens and words to pair."""
         return bool(self._wanted.shape[0] and self._frequent.shape[0])
 
-    def fit(self, found: tuple[Ids, Ids] | None) -> LinearMap:
+    def fit(self, found: tuple[Ids, Ids] | None, *, to_scale: bool) -> LinearMap:
         """The map of all anchors; or if pairs of the pools were found, of these and the sure
-        anchors."""
+        anchors. to_scale: lengths count too, and not directions alone."""
         helper = self._helper
         if found is None:
             if not len(helper.unsure):
-                return self._map(self._sure(), helper.sure_squares)
+                return self._map(self._sure(), helper.sure_squares, to_scale)
             x, y = Selected(helper.x, helper.unsure), Selected(self._anchors, helper.unsure)
             squares = helper.unsure_squares
         else:
             x, y = Selected(self._wanted, found[0]), Selected(self._frequent, found[1])
             squares = partial(helper.squares, x)
         pairs = self._sure() + pairs_of(x, y, self._frames)
-        return self._map(pairs, lambda: helper.sure_squares() + squares())
+        return self._map(pairs, lambda: helper.sure_squares() + squares(), to_scale)
 
     def turned(self, found: tuple[Ids, Ids] | None) -> tuple[Rows, Rows]:
         """The pools' rows less their means, the wanted ones turned by the map of what was found:
         block by block, since held, they would lie beside their cosines."""
         center, other = self._means
-        fitted = replace(self.fit(found), x_mean=center)
+        fitted = replace(self.fit(found, to_scale=False), x_mean=center)
         if lean():
             fitted = replace(fitted, slopes=_on_disk(fitted.slopes))
         return _Turned(fitted, self._wanted), Scaled(self._frequent, other, 1)
@@ -212,13 +204,17 @@ class _View:
             )
         return center, other
 
-    def _map(self, pairs: Pairs, squares: Callable[[], Floats]) -> LinearMap:
+    def _map(self, pairs: Pairs, squares: Callable[[], Floats], to_scale: bool) -> LinearMap:
         """The map of some pairs. squares: gives XᵀX of their rows in the frame; only once the
         rotation is found, beside which it need not lie."""
-        turned, soften = rotation(pairs), self._soften
+        turned, soften = rotation(pairs), np.float32(self._helper.method.soften)
         if soften and pairs.x_squares:
+            found = squares()
+            before = _spread(turned.slopes, pairs, found) if to_scale else 0.0
             turned.slopes[...] *= 1 - soften
-            _add_regression(turned.slopes, soften, pairs, squares())
+            _add_regression(turned.slopes, soften, pairs, found)
+            if before and (after := _spread(turned.slopes, pairs, found)):
+                turned.slopes[...] *= np.float32(before / after)
         return turned
 
 
@@ -233,7 +229,7 @@ def _maps(method: Align, views: list[_View]) -> Iterator[LinearMap]:
             # all maps first: beside a fit they take less than the cosines
             found = mutual(similarities([view.turned(found) for view in views]))
     while views:
-        yield views.pop(0).fit(found)
+        yield views.pop(0).fit(found, to_scale=True)
 
 
 def _kept(make: Callable[[], Found]) -> Callable[[], Found]:
@@ -264,6 +260,18 @@ def _add_regression(slopes: Floats, part: np.float32, pairs: Pairs, squares: Flo
     for columns in column_blocks(slopes):
         products = pairs.products[:, columns].astype(kind, copy=False)
         slopes[:, columns] += arrays.product(there, products)
+
+
+def _spread(slopes: Floats, pairs: Pairs, squares: Floats) -> float:
+    """The root of the sum of the squares of XW, X being the pairs' rows less their mean, in their
+    frame. squares: XᵀX without the mean taken out."""
+    arrays = device().arrays
+    there, total = arrays.sent(squares), 0.0
+    for columns in column_blocks(slopes):
+        part = np.ascontiguousarray(slopes[:, columns])
+        total += float(np.vdot(part, arrays.product(there, part)))
+        total -= pairs.count * float(np.square(pairs.x @ part).sum())
+    return float(np.sqrt(max(0.0, total)))
 
 
 def _pool(rows: Rows) -> Rows:

@@ -58,13 +58,12 @@ class Table:
     """A tensor of the source, and what its rows follow.
 
     prepared: the method, prepared on one of the helper's tables. anchors, words: the tensor's rows,
-    as for `Prepared.rows`. head: whether it is an output head beside input embeddings.
+    as for `Prepared.rows`.
     """
 
     prepared: Prepared
     anchors: Rows
     words: Rows | None = None
-    head: bool = False
 
 
 class Method(Protocol):
