@@ -149,6 +149,15 @@ def test_anchors_go_to_the_gpu_once(method, monkeypatch):
     assert max(len(one) for one in fake.sent if one.dtype == np.float32) <= 200
 
 
+def test_on_a_gpu_auto_compares_all(gpu, monkeypatch):
+    monkeypatch.setattr("clpstream.transfer.index.CHEAP", 0)
+    monkeypatch.setattr("clpstream.transfer.index._WORTH", 1e9)
+    anchors, missing, _ = helper_and_source(anchors=400, missing=300, d_helper=128)
+    assert Knn().prepare(anchors, missing).search is not None
+    with on_device(gpu):
+        assert Knn().prepare(anchors, missing).search is None
+
+
 def test_the_index_of_faiss_gets_the_anchors_once_on_the_gpu_of_the_number(monkeypatch):
     fake = FakeFaiss(monkeypatch, gpus=3)
     anchors, missing, _ = helper_and_source(anchors=400, missing=300)
