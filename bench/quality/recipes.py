@@ -265,13 +265,7 @@ def _for_gpu(
 ) -> Recipe:
     """A model like another's, of another size, with larger batches."""
     return replace(
-        recipe,
-        name=name,
-        config=config,
-        batch=16384,
-        learning_rate=learning_rate,
-        shards=1,
-        prompt=prompt,
+        recipe, name=name, config=config, batch=16384, learning_rate=learning_rate, prompt=prompt
     )
 
 
@@ -292,8 +286,9 @@ FR_M = _for_gpu(
     2e-3,
     FR_UNTIED.prompt,
 )
-RU_M = _for_gpu(DE, "ru-m", _small_config(10_000, 224, 4, 3), 2e-3, "Чтобы открыть файл,")
-JA_M = _for_gpu(DE, "ja-m", _small_config(10_000, 224, 4, 3), 2e-3, "ファイルを開くには、")
+_M = _small_config(10_000, 224, 4, 3)
+RU_M = _for_gpu(DE, "ru-m", _M, 2e-3, "Чтобы открыть файл,")
+JA_M = _for_gpu(DE, "ja-m", _M, 2e-3, "ファイルを開くには、")
 RECIPES = {
     recipe.name: recipe
     for recipe in (
