@@ -210,9 +210,9 @@ def _conversion_options(command: Command) -> Command:
             default="auto",
             show_default=True,
             help="knn: how the nearest tokens are found. exact: all are compared. auto: so too, "
-            "but for very large vocabularies among candidates, of which those of a sample of the "
-            "tokens hold 99 % of the nearest. Or an index of FAISS for the candidates, by its "
-            "factory string, such as IVF1024,Flat; the share that it finds is measured and "
+            "but for very large vocabularies on a CPU among candidates, of which those of a sample "
+            "of the tokens hold 99 % of the nearest. Or an index of FAISS for the candidates, by "
+            "its factory string, such as IVF1024,Flat; the share that it finds is measured and "
             "reported.",
         ),
         _option(
