@@ -91,7 +91,7 @@ def test_a_conversion_in_less_memory_gives_the_same_rows(tmp_path, method, monke
     found = jacobi.orthogonal
     monkeypatch.setattr(jacobi, "orthogonal", watched)
     made = {}
-    for name, limit in (("roomy", None), ("lean", 48 << 20)):
+    for name, limit in (("roomy", None), ("lean", 50 << 20)):
         asked.clear()
         convert(
             *(tmp_path / part for part in ("source", "helper", name)),

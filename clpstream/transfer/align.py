@@ -112,7 +112,10 @@ class Align:
     def working_bytes(self, anchors: int, missing: int, d_helper: int, d_source: int) -> int:
         """See `Method.working_bytes`."""
         square, matrix = d_helper**2, d_helper * d_source
-        finding = 4 * POOL**2 + 8 * block_bytes()
+        widest = max(d_helper, d_source)
+        at_once = min(POOL, block_bytes() // (4 * widest) + 1)
+        beside = 4 * at_once**2 + 32 * at_once * widest  # of cosines, and of rows as they are made
+        finding = 4 * POOL**2 + max(beside, 3 * block_bytes())
         if lean():  # nothing is kept, but a map or what it is made from
             finding += 4 * matrix  # of other tensors they are on disk
             regression = 20 * square + 8 * matrix + 4 * block_bytes()
