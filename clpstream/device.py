@@ -23,7 +23,6 @@ AUTO, CPU = "auto", "cpu"
 _NAMES = re.compile(r"auto|cpu|cuda(?::(\d{1,3}))?")
 
 Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 
 
@@ -77,12 +76,6 @@ class Arrays:
         """The L2 norms (n,) of rows that are there."""
         norms: Floats = np.linalg.norm(matrix, axis=1)
         return norms
-
-    def dots(self, left: Floats, rows: Any, ids: Ids) -> Doubles:
-        """Products (n, k) of each row (n, d) with those `ids` (n, k) of rows that are there, summed
-        in float64."""
-        found: Doubles = np.einsum("nd,nkd->nk", left, rows[ids], dtype=np.float64)
-        return found
 
     def product(self, left: Any, right: Any) -> npt.NDArray[Any]:
         """left @ right; each a numpy array, or there."""

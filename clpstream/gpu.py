@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from clpstream.device import Arrays, Device, Doubles, Floats, Ids, Search, Sum
+from clpstream.device import Arrays, Device, Floats, Ids, Search, Sum
 from clpstream.errors import DeviceError
 from clpstream.memory import block_bytes
 
@@ -191,8 +191,9 @@ class GpuArrays(Arrays):
         norms: Floats = np.sqrt(self.library.fetched((matrix * matrix).sum(1)))
         return norms
 
-    def dots(self, left: Floats, rows: Any, ids: Ids) -> Doubles:
-        """See `Arrays.dots`."""
+    def dots(self, left: Floats, rows: Any, ids: Ids) -> npt.NDArray[np.float64]:
+        """Products (n, k) of each row (n, d) with those `ids` (n, k) of rows that are there, summed
+        in float64."""
         found = np.empty(ids.shape)
         step = max(1, self._room() // (16 * max(1, ids.shape[1]) * left.shape[1]))
         for start in range(0, len(ids), step):

@@ -44,8 +44,6 @@ def real(kind, monkeypatch):
 
 
 def stand_in(kind, monkeypatch):
-    if kind in REAL:
-        return real(kind, monkeypatch)
     if kind == "torch":
         pytest.importorskip("torch", reason="needs the interop extra")
         return torch_on_cpu()
@@ -59,7 +57,8 @@ def stand_in(kind, monkeypatch):
 
 @pytest.fixture(params=[pytest.param("torch", marks=pytest.mark.interop), *KINDS[1:], *REAL])
 def gpu(request, monkeypatch):
-    return stand_in(request.param, monkeypatch)
+    make = real if request.param in REAL else stand_in
+    return make(request.param, monkeypatch)
 
 
 def rows(*shape, seed=0, dtype=np.float32):

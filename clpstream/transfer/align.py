@@ -113,7 +113,7 @@ class Align:
         """See `Method.working_bytes`."""
         square, matrix = d_helper**2, d_helper * d_source
         widest = max(d_helper, d_source)
-        at_once = min(POOL, block_bytes() // (4 * widest) + 1)
+        at_once = min(POOL, max(1, block_bytes() // (4 * widest)))
         beside = 4 * at_once**2 + 32 * at_once * widest  # of cosines, and of rows as they are made
         finding = 4 * POOL**2 + max(beside, 3 * block_bytes())
         if lean():  # nothing is kept, but a map or what it is made from

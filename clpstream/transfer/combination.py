@@ -112,7 +112,7 @@ def _add_products(out: Floats, lines: Ids, place: Ids, values: Floats, rows: Flo
 def _add_there(out: Floats, lines: Ids, indices: Ids, values: Floats, anchors: Any) -> None:
     """The same with rows on a GPU."""
     arrays = device().arrays
-    for some, turns in _turns(lines, max(1, len(out))):
+    for some, turns in _turns(lines, len(out)):
         sums = arrays.sent(out[some])
         for at in turns:
             rows = arrays.taken(anchors, indices[at])

@@ -132,9 +132,13 @@ def _cosines(queries: Floats, anchors: Unit, ids: Ids) -> Doubles:
     FAISS's sums differ in their last bits with the number of threads, and a low temperature makes
     much of that.
     """
-    there = device().arrays.held(anchors)
+    arrays = device().arrays
+    there = arrays.held(anchors)
     if there is not anchors:
-        return device().arrays.dots(queries, there, ids)
+        from clpstream.gpu import GpuArrays
+
+        assert isinstance(arrays, GpuArrays)
+        return arrays.dots(queries, there, ids)
     scores = np.full(ids.shape, -np.inf)
     step = max(1, _CACHED_BYTES // (8 * anchors.shape[1]))
     for block in _pieces(anchors):
