@@ -128,14 +128,38 @@ def test_align_goes_from_rotation_to_regression(width):
     x, y = two_spaces(260, 16, width, noise=0.5)
     known, y = x[:200], y[:200]
     turned = Procrustes(rounds=0).prepare(known, x).rows(y)[:]
-    regressed = ridge_reference(known, x, y, 1.0)
-    assert relative_error(turned, regressed).min() > 0.01
+    regressed = ridge_reference(known, x, y, 0.3)
+    assert relative_error(turned, regressed).min() > 0.005
     for soften in (0, 0.3, 1):
         made = Align(rounds=0, soften=soften).prepare(known, x).rows(y)[:]
         mixed = (1 - soften) * turned + soften * regressed
         spreads = [np.linalg.norm(rows[:200] - y.mean(0)) for rows in (turned, mixed)]
         expected = y.mean(0) + (mixed - y.mean(0)) * spreads[0] / spreads[1]
         assert relative_error(made, expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("width", [12, 20])
+def test_align_leaves_quiet_directions_to_the_regression(width):
+    """Those in which the source's words differ least; by the formula, in float64."""
+    x, y = two_spaces(260, 16, width, noise=0.5)
+    known, y, generator = x[:200], y[:200], np.random.default_rng(3)
+    axes, spread = turn(generator, width), np.logspace(0, -3, width)
+    words = (generator.standard_normal((300, width)) * spread @ axes + 2).astype(np.float32)
+    prepared = Align(rounds=0).prepare(known, x)
+    plain, made = prepared.rows(y)[:], prepared.rows(y, words)[:]
+    regressed = ridge_reference(known, x, y, 0.3)
+    covariance = np.cov(words.astype(np.float64).T)
+    level = 0.3 * covariance.trace() / width
+    quiet = level * np.linalg.inv(covariance + level * np.eye(width))
+    expected = plain + (regressed - plain) @ quiet @ quiet
+    assert relative_error(made, expected).max() < 1e-4
+    quietest, loudest = axes[-1], axes[0]
+    assert np.abs((made - regressed) @ quietest).max() < 1e-3 * np.abs(regressed - plain).max()
+    assert (
+        np.abs((made - plain) @ loudest).max() < 0.1 * np.abs((regressed - plain) @ loudest).max()
+    )
+    for others in (words[: width - 1], words[:1].repeat(300, 0)):  # too few; no direction at all
+        assert np.array_equal(prepared.rows(y, others)[:], plain)
 
 
 def self_learning():
@@ -180,7 +204,7 @@ def test_sure_anchors_stay_in_every_round_and_unsure_ones_leave():
     before = Align(0).prepare(x, wanted, own).rows(source)[:]
     ours, theirs = found_between(before, truth[20:])
     known, rows = np.vstack([x[:20], wanted[ours]]), np.vstack([source[:20], truth[20:][theirs]])
-    expected = Align(0).prepare(known, wanted).rows(rows)[:]
+    expected = Align(0).prepare(known, wanted).rows(rows, truth[20:])[:]
     assert relative_error(made, expected).max() < 1e-4
 
 
@@ -212,7 +236,7 @@ def test_pairs_are_those_that_all_tensors_tell():
             np.vstack([x[:20], wanted[ours]]),
             np.vstack([source[:20], words[theirs]]),
         )
-        expected = Align(0).prepare(known, wanted).rows(their_rows)[:]
+        expected = Align(0).prepare(known, wanted).rows(their_rows, words)[:]
         assert relative_error(rows[:], expected).max() < 1e-4
 
 

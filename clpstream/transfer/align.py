@@ -29,14 +29,26 @@ from clpstream.transfer.linear import (
     subtract_mean,
 )
 from clpstream.transfer.method import Table
-from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, Selected, Unit, blocks, mean
+from clpstream.transfer.rows import (
+    Doubles,
+    Floats,
+    Ids,
+    Rows,
+    Selected,
+    Unit,
+    blocks,
+    less,
+    mean,
+)
 
 POOL = 3000
 """Tokens of each side that are paired: the most frequent ones, whose rows are trained best."""
 _NEIGHBORHOOD = 10
 """Neighbours whose mean similarity tells a hub (CSLS, Conneau et al. 2018)."""
-_PENALTY = 1.0
+_PENALTY = 0.3
 """Of the regression, in units of XᵀX's mean eigenvalue."""
+_QUIET = 0.3
+"""Of the mean variance: directions in which words differ less are left to the regression."""
 _KEPT = 2
 """Tensors of which XᵀY is kept; there may be more (of layers that predict several tokens)."""
 
@@ -47,10 +59,16 @@ Found = TypeVar("Found")
 class Align:
     """E_m = mean(E) + (H_m - mean(H)) W, with W between a rotation and a regression.
 
-    W = r ((1 - soften) s Q + soften (XᵀX + t I)⁻¹ XᵀY): s Q is the scaled rotation of `Procrustes`,
-    the rest is `Ridge` with a penalty of 1, and r gives XW the spread of s XQ. A rotation keeps the
-    helper's geometry, a regression follows the anchors where they agree. Softened rows start lower
-    in loss; shorter ones, as they would be without r, learn more slowly (bench/quality).
+    W = V + (R - V) q²: s Q is the scaled rotation of `Procrustes`, R = (XᵀX + t I)⁻¹ XᵀY is `Ridge`
+    with a penalty of 0.3, V = r ((1 - soften) s Q + soften R) is their mean, to which r gives the
+    spread of s XQ. A rotation keeps the helper's geometry, a regression follows the anchors where
+    they agree. Softened rows start lower in loss; shorter ones, as they would be without r, learn
+    more slowly (bench/quality).
+
+    q = k (C + k I)⁻¹, where C is the covariance of the source's frequent words and k is 0.3 of its
+    mean variance, is close to 1 in the directions in which words hardly differ, and to 0 elsewhere.
+    A model's last hidden states are largest there, so that a turned row's errors cost most: there
+    W is R. It is left out in tensors that are wider than the words are many.
 
     rounds:
         how often W is used to find the pairs that it is fitted on next: of the 3,000 most frequent
@@ -113,16 +131,17 @@ class Align:
         """See `Method.working_bytes`."""
         square, matrix = d_helper**2, d_helper * d_source
         widest = max(d_helper, d_source)
+        quiet = 4 * d_source**2 + 3 * block_bytes()
         at_once = min(POOL, max(1, block_bytes() // (4 * widest)))
         beside = 4 * at_once**2 + 32 * at_once * widest  # of cosines, and of rows as they are made
         finding = 4 * POOL**2 + max(beside, 3 * block_bytes())
         if lean():  # nothing is kept, but a map or what it is made from
             finding += 4 * matrix  # of other tensors they are on disk
             regression = 20 * square + 8 * matrix + 4 * block_bytes()
-            most = max(fit_bytes(d_helper, d_source), finding, regression)
+            most = max(fit_bytes(d_helper, d_source), finding, regression, quiet + 4 * matrix)
         else:
             kept = 20 * square + 16 * matrix
-            most = kept + max(fit_bytes(d_helper, d_source), finding)
+            most = kept + max(fit_bytes(d_helper, d_source), finding, quiet + 8 * matrix)
         return most + 32 * anchors + missing
 
 
@@ -162,7 +181,8 @@ class _View:
         )
         self._wanted = _pool(helper.wanted)
         nothing = np.empty((0, anchors.shape[1]), np.float32)
-        self._frequent = _pool(nothing if words is None else words)
+        self._words = nothing if words is None else words
+        self._frequent = _pool(self._words)
 
     def keep(self) -> None:
         """From here on, keep what the sure anchors give: each fit needs it."""
@@ -211,13 +231,20 @@ class _View:
         """The map of some pairs. squares: gives XᵀX of their rows in the frame; only once the
         rotation is found, beside which it need not lie."""
         turned, soften = rotation(pairs), np.float32(self._helper.method.soften)
-        if soften and pairs.x_squares:
-            found = squares()
-            before = _spread(turned.slopes, pairs, found) if to_scale else 0.0
-            turned.slopes[...] *= 1 - soften
-            _add_regression(turned.slopes, soften, pairs, found)
-            if before and (after := _spread(turned.slopes, pairs, found)):
-                turned.slopes[...] *= np.float32(before / after)
+        if not pairs.x_squares or not (soften or to_scale):
+            return turned
+        found, slopes = squares(), turned.slopes
+        regression = _regression(pairs, found)
+        before = _spread(slopes, pairs, found) if to_scale else 0.0
+        for part in blocks(slopes):
+            slopes[part] += soften * (regression[part] - slopes[part])
+        if before and (after := _spread(slopes, pairs, found)):
+            slopes *= np.float32(before / after)
+        if to_scale and self._words.shape[0] >= slopes.shape[1]:
+            quiet = _quiet(Framed(self._words, self._frames.y))
+            for part in blocks(slopes):
+                rest = regression[part] - slopes[part]
+                slopes[part] += (rest @ quiet) @ quiet
         return turned
 
 
@@ -247,22 +274,43 @@ def _on_disk(matrix: Floats) -> Floats:
         return np.memmap(file, np.float32, "r", shape=matrix.shape)
 
 
-def _add_regression(slopes: Floats, part: np.float32, pairs: Pairs, squares: Floats) -> None:
-    """Add a part of (XᵀX + t I)⁻¹ XᵀY to the slopes, in place.
+def _regression(pairs: Pairs, squares: Floats) -> Floats:
+    """(XᵀX + t I)⁻¹ XᵀY: (d_helper, d_source), on disk where memory is short.
 
-    In float64, or where memory is short in float32: the penalty keeps the condition below d + 1.
+    In float64, or where memory is short in float32: the penalty keeps the condition below 4 d.
     """
     kind = np.float32 if lean() else np.float64
     penalised = squares.astype(kind)
     subtract_mean(penalised, pairs.x, pairs.count)
     penalised[np.diag_indices_from(penalised)] += _PENALTY * pairs.x_squares / len(squares)
     inverted = inverse(penalised)
-    inverted *= part * pairs.frames.y.scale / pairs.frames.x.scale
+    inverted *= pairs.frames.y.scale / pairs.frames.x.scale
     arrays = device().arrays
     there = arrays.sent(inverted)
+    slopes = np.empty(pairs.products.shape, np.float32)
     for columns in column_blocks(slopes):
         products = pairs.products[:, columns].astype(kind, copy=False)
-        slopes[:, columns] += arrays.product(there, products)
+        slopes[:, columns] = arrays.product(there, products)
+    return _on_disk(slopes) if lean() else slopes
+
+
+def _quiet(rows: Rows) -> Floats:
+    """k (C + k I)⁻¹ of the rows' covariance C, (d, d), with k a part of their mean variance."""
+    arrays, center = device().arrays, mean(rows)
+    covariance = np.zeros((rows.shape[1], rows.shape[1]), np.float32)
+    for block in blocks(rows):
+        ours = less(rows[block], center)
+        there = arrays.sent(ours)
+        for columns in column_blocks(covariance):
+            part = np.ascontiguousarray(ours[:, columns])
+            covariance[:, columns] += arrays.product(there.T, part)
+    level = np.float32(_QUIET * covariance.trace() / len(covariance))
+    if not level:
+        return covariance  # all rows are the same: no direction is quieter than others
+    covariance[np.diag_indices_from(covariance)] += level
+    quiet = inverse(covariance)
+    quiet *= level
+    return quiet
 
 
 def _spread(slopes: Floats, pairs: Pairs, squares: Floats) -> float:

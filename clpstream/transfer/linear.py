@@ -274,13 +274,12 @@ def eigenvectors(squares: Doubles) -> tuple[Doubles, Matrix]:
 
 
 def inverse(matrix: Matrix) -> Matrix:
-    """That of a positive definite matrix (n, n): in float64, or where memory is short in float32,
-    in the matrix's place.
+    """That of a positive definite matrix (n, n): of float64, or of float32 in the matrix's place.
 
     There by halves (Strassen 1969): with A = (a b; bᵀ c), s the inverse of c - bᵀ a⁻¹ b and
     w = a⁻¹ b, it is (a⁻¹ + w s wᵀ, -w s; -s wᵀ, s).
     """
-    if not lean():
+    if matrix.dtype == np.float64:
         return device().arrays.inverse(matrix)
     half = len(matrix) // 2
     if half < _INVERTED_WHOLE:
