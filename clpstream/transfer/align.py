@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property, partial
@@ -131,17 +132,18 @@ class Align:
         """See `Method.working_bytes`."""
         square, matrix = d_helper**2, d_helper * d_source
         widest = max(d_helper, d_source)
-        quiet = 4 * d_source**2 + 3 * block_bytes()
         at_once = min(POOL, max(1, block_bytes() // (4 * widest)))
         beside = 4 * at_once**2 + 32 * at_once * widest  # of cosines, and of rows as they are made
         finding = 4 * POOL**2 + max(beside, 3 * block_bytes())
         if lean():  # nothing is kept, but a map or what it is made from
             finding += 4 * matrix  # of other tensors they are on disk
             regression = 20 * square + 8 * matrix + 4 * block_bytes()
-            most = max(fit_bytes(d_helper, d_source), finding, regression, quiet + 4 * matrix)
+            quiet = 2 * d_source**2 + 4 * matrix + 3 * block_bytes()
+            most = max(fit_bytes(d_helper, d_source), finding, regression, quiet)
         else:
             kept = 20 * square + 16 * matrix
-            most = kept + max(fit_bytes(d_helper, d_source), finding, quiet + 8 * matrix)
+            quiet = 6 * d_source**2 + 8 * matrix + 3 * block_bytes()
+            most = kept + max(fit_bytes(d_helper, d_source), finding, quiet)
         return most + 32 * anchors + missing
 
 
@@ -213,8 +215,10 @@ class _View:
         block by block, since held, they would lie beside their cosines."""
         center, other = self._means
         fitted = replace(self.fit(found, to_scale=False), x_mean=center)
-        if lean():
-            fitted = replace(fitted, slopes=_on_disk(fitted.slopes))
+        if lean():  # to lie beside the fit of another
+            slopes = _aside(fitted.slopes.shape)
+            slopes[...] = fitted.slopes
+            fitted = replace(fitted, slopes=slopes)
         return _Turned(fitted, self._wanted), Scaled(self._frequent, other, 1)
 
     @cached_property
@@ -267,15 +271,18 @@ def _kept(make: Callable[[], Found]) -> Callable[[], Found]:
     return make if lean() else cache(make)
 
 
-def _on_disk(matrix: Floats) -> Floats:
-    """The same in a temporary file without a name, to lie beside the fit of another."""
+def _aside(shape: tuple[int, int]) -> Floats:
+    """Zeros, in a temporary file without a name where memory is short. Raises OSError if the disk
+    is full."""
+    if not lean():
+        return np.zeros(shape, np.float32)
     with TemporaryFile(dir=scratch_directory()) as file:
-        matrix.tofile(file)
-        return np.memmap(file, np.float32, "r", shape=matrix.shape)
+        os.posix_fallocate(file.fileno(), 0, 4 * shape[0] * shape[1])  # else writing may kill
+        return np.memmap(file, np.float32, "r+", shape=shape)
 
 
 def _regression(pairs: Pairs, squares: Floats) -> Floats:
-    """(XᵀX + t I)⁻¹ XᵀY: (d_helper, d_source), on disk where memory is short.
+    """(XᵀX + t I)⁻¹ XᵀY: (d_helper, d_source).
 
     In float64, or where memory is short in float32: the penalty keeps the condition below 4 d.
     """
@@ -287,17 +294,17 @@ def _regression(pairs: Pairs, squares: Floats) -> Floats:
     inverted *= pairs.frames.y.scale / pairs.frames.x.scale
     arrays = device().arrays
     there = arrays.sent(inverted)
-    slopes = np.empty(pairs.products.shape, np.float32)
+    slopes = _aside(pairs.products.shape)
     for columns in column_blocks(slopes):
         products = pairs.products[:, columns].astype(kind, copy=False)
         slopes[:, columns] = arrays.product(there, products)
-    return _on_disk(slopes) if lean() else slopes
+    return slopes
 
 
 def _quiet(rows: Rows) -> Floats:
     """k (C + k I)⁻¹ of the rows' covariance C, (d, d), with k a part of their mean variance."""
     arrays, center = device().arrays, mean(rows)
-    covariance = np.zeros((rows.shape[1], rows.shape[1]), np.float32)
+    covariance = _aside((rows.shape[1], rows.shape[1]))
     for block in blocks(rows):
         ours = less(rows[block], center)
         there = arrays.sent(ours)
