@@ -212,6 +212,14 @@ EN_UNTIED = Recipe(
     shards=1,
     prompt="To open the file,",
 )
+EN_US = replace(
+    EN_UNTIED,
+    name="en-us",
+    config=_llama(4096, 160, 432, layers=3, heads=4, tied=False),
+    context=128,
+    batch=2048,
+    learning_rate=3e-3,
+)
 FR_UNTIED = Recipe(
     name="fr-untied",
     train_tokenizer=unigram,
@@ -292,7 +300,7 @@ JA_M = _for_gpu(DE, "ja-m", _M, 2e-3, "ファイルを開くには、")
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        *(SOURCE_EN, HELPER_DE, EN_UNTIED, FR_UNTIED, EN, DE),
+        *(SOURCE_EN, HELPER_DE, EN_UNTIED, EN_US, FR_UNTIED, EN, DE),
         *(EN_L, EN_LU, FR_M, RU_M, JA_M),
     )
 }
