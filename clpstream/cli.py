@@ -258,7 +258,10 @@ def _conversion_options(command: Command) -> Command:
             "--soften",
             type=click.FloatRange(min=0, max=1),
             metavar="PART",
-            help="align: the part of the regression in the map; 0 is a rotation (0.3).",
+            help=(
+                "align: the part of the regression in the map; with 0, where words differ least "
+                "alone (0.3)."
+            ),
         ),
         _option(
             "--seed",
