@@ -129,7 +129,7 @@ def test_align_goes_from_rotation_to_regression(width):
     known, y = x[:200], y[:200]
     turned = Procrustes(rounds=0).prepare(known, x).rows(y)[:]
     regressed = ridge_reference(known, x, y, 0.3)
-    assert relative_error(turned, regressed).min() > 0.005
+    assert relative_error(turned, regressed).min() > 0.01
     for soften in (0, 0.3, 1):
         made = Align(rounds=0, soften=soften).prepare(known, x).rows(y)[:]
         mixed = (1 - soften) * turned + soften * regressed

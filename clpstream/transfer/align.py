@@ -245,10 +245,11 @@ class _View:
         if before and (after := _spread(slopes, pairs, found)):
             slopes *= np.float32(before / after)
         if to_scale and self._words.shape[0] >= slopes.shape[1]:
-            quiet = _quiet(Framed(self._words, self._frames.y))
+            arrays = device().arrays
+            quiet = arrays.sent(_quiet(Framed(self._words, self._frames.y)))
             for part in blocks(slopes):
                 rest = regression[part] - slopes[part]
-                slopes[part] += (rest @ quiet) @ quiet
+                slopes[part] += arrays.product(arrays.product(rest, quiet), quiet)
         return turned
 
 
