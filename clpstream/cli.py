@@ -168,14 +168,14 @@ def _conversion_options(command: Command) -> Command:
             default="align",
             show_default=True,
             help="How the row of a missing token is made. By a linear map from the helper's "
-            "embeddings to the source's, fitted on shared tokens: align (a softened rotation, "
-            "fitted on pairs of words that it finds itself), procrustes (a rotation; Schönemann "
-            "1966), ridge (a regression). As a sum of shared tokens' rows: knn (the nearest ones "
-            "by cosine), omp (those that together come closest; arXiv 2506.06607), clp (all of "
-            "them, by cosine; CLP-Transfer, Ostendorff & Rehm 2023, arXiv 2301.09626). Without the "
-            "helper's weights: subword (the mean of the source tokens that it splits into; arXiv "
-            "2402.09977), mean, random (to compare with). auto: the one of align, procrustes, "
-            "ridge, knn and clp that evaluate finds best.",
+            "embeddings to the source's, fitted on shared tokens: align (a rotation and a "
+            "regression, fitted on pairs of words that it finds itself), procrustes (a rotation; "
+            "Schönemann 1966), ridge (a regression). As a sum of shared tokens' rows: knn (the "
+            "nearest ones by cosine), omp (those that together come closest; arXiv 2506.06607), "
+            "clp (all of them, by cosine; CLP-Transfer, Ostendorff & Rehm 2023, arXiv 2301.09626). "
+            "Without the helper's weights: subword (the mean of the source tokens that it splits "
+            "into; arXiv 2402.09977), mean, random (to compare with). auto: the one of align, "
+            "procrustes, ridge, knn and clp that evaluate finds best.",
         ),
         _option(
             "--neighbors",
@@ -253,15 +253,6 @@ def _conversion_options(command: Command) -> Command:
             metavar="N",
             help="procrustes: how often that is done (2). align: how often new pairs of words are "
             "looked for (3).",
-        ),
-        _option(
-            "--soften",
-            type=click.FloatRange(min=0, max=1),
-            metavar="PART",
-            help=(
-                "align: the part of the regression in the map; with 0, where words differ least "
-                "alone (0.3)."
-            ),
         ),
         _option(
             "--seed",

@@ -222,7 +222,7 @@ def _spaces(
         anchors=origins.anchors,
         anchor_rows=origins.anchor_rows,
         missing=origins.helper_rows,
-        words=frequent_words(old, theirs.rows, theirs.width),
+        words=frequent_words(old, theirs.rows),
     )
     return spaces, (*old.notes, *known.notes)
 

@@ -254,7 +254,7 @@ def make_plan(
         tied=tied,
         origins=origins,
         spare=_spare(old, base_rows),
-        words=frequent_words(old, source_rows, tensors[0].width),
+        words=frequent_words(old, source_rows),
         base_rows=base_rows,
         method=rule,
         automatic=method == AUTO,
@@ -311,12 +311,11 @@ def _spare(vocabulary: Vocabulary, rows: int) -> npt.NDArray[np.int64]:
     return np.array([*gaps, *range(vocabulary.size, rows)][:_SPARE_ROWS], np.int64)
 
 
-def frequent_words(vocabulary: Vocabulary, rows: int, width: int) -> npt.NDArray[np.int64]:
-    """Ids of words with a row: up to 3,000, or twice a row's width if that is more, which tells how
-    rows differ in each direction. Trainers give the low ids to frequent tokens."""
+def frequent_words(vocabulary: Vocabulary, rows: int) -> npt.NDArray[np.int64]:
+    """Up to 3,000 ids of words with a row. Trainers give the low ids to frequent tokens."""
     ids = range(min(vocabulary.size, rows))
     words = (token for token in ids if vocabulary.is_word(token))
-    return np.fromiter(islice(words, max(_MOST_WORDS, 2 * width)), np.int64)
+    return np.fromiter(islice(words, _MOST_WORDS), np.int64)
 
 
 def _method(method: str | Method) -> Method:

@@ -92,12 +92,13 @@ def test_the_rotation_is_procrustes_own(sizes, anchors):
 
 
 @pytest.mark.parametrize("sizes", [(12, 24), (24, 12), (16, 16)])
-@pytest.mark.parametrize("method", [Procrustes(), Align(soften=0)], ids=str)
-def test_a_turned_scaled_and_shifted_space_is_mapped_back(method, sizes):
+def test_a_turned_scaled_and_shifted_space_is_mapped_back(sizes):
     x, y = two_spaces(260, *sizes)
-    made = method.prepare(x[:200], x[200:]).rows(y[:200])[:]
-    assert made.dtype == np.float32
-    assert relative_error(made, y[200:]).max() < 1e-5
+    exact, near = (method.prepare(x[:200], x[200:]).rows(y[:200])[:] for method in MAPS)
+    assert exact.dtype == near.dtype == np.float32
+    assert relative_error(exact, y[200:]).max() < 1e-5
+    # an eighth is the regression's, which its penalty makes shorter
+    assert relative_error(near, y[200:]).max() < 0.06
 
 
 @pytest.mark.parametrize("trim, rounds", [(0.15, 2), (0.3, 1), (0.15, 0), (0, 2)])
@@ -123,43 +124,43 @@ def test_wrong_pairs_are_what_is_trimmed():
     assert errors[0] < 0.6 * errors[1]
 
 
-@pytest.mark.parametrize("width", [12, 20])
-def test_align_goes_from_rotation_to_regression(width):
-    x, y = two_spaces(260, 16, width, noise=0.5)
-    known, y = x[:200], y[:200]
-    turned = Procrustes(rounds=0).prepare(known, x).rows(y)[:]
-    regressed = ridge_reference(known, x, y, 0.3)
-    assert relative_error(turned, regressed).min() > 0.01
-    for soften in (0, 0.3, 1):
-        made = Align(rounds=0, soften=soften).prepare(known, x).rows(y)[:]
-        mixed = (1 - soften) * turned + soften * regressed
-        spreads = [np.linalg.norm(rows[:200] - y.mean(0)) for rows in (turned, mixed)]
-        expected = y.mean(0) + (mixed - y.mean(0)) * spreads[0] / spreads[1]
-        assert relative_error(made, expected).max() < 1e-5
+def tempered(x, y, rows):
+    """Rows by `align` without rounds, by its formula in float64."""
+    (x_mean, y_mean, turn), y = reference(x, y), y.astype(np.float64)
+    own, turned = y - y_mean, (x.astype(np.float64) - x_mean) @ turn
+    regressed = ridge_reference(x, rows, y, 0.3) - y_mean
+    rotated = (rows.astype(np.float64) - x_mean) @ turn
+    both = 7 * own.T @ own + turned.T @ turned
+    both += 0.01 * np.trace(both) / len(both) * np.eye(len(both))
+    part = np.linalg.solve(both, turned.T @ turned)
+    return y_mean + rotated + (regressed - rotated) @ part
 
 
+@pytest.mark.parametrize("anchors", [10, 200])
 @pytest.mark.parametrize("width", [12, 20])
-def test_align_leaves_quiet_directions_to_the_regression(width):
-    """Those in which the source's words differ least; by the formula, in float64."""
+def test_align_is_a_rotation_tempered_by_a_regression(width, anchors):
     x, y = two_spaces(260, 16, width, noise=0.5)
-    known, y, generator = x[:200], y[:200], np.random.default_rng(3)
-    axes, spread = turn(generator, width), np.logspace(0, -3, width)
-    words = (generator.standard_normal((300, width)) * spread @ axes + 2).astype(np.float32)
-    prepared = Align(rounds=0).prepare(known, x)
-    plain, made = prepared.rows(y)[:], prepared.rows(y, words)[:]
+    known, y = x[:anchors], y[:anchors]
+    turned = mapped(known, y, x)
     regressed = ridge_reference(known, x, y, 0.3)
-    covariance = np.cov(words.astype(np.float64).T)
-    level = 0.3 * covariance.trace() / width
-    quiet = level * np.linalg.inv(covariance + level * np.eye(width))
-    expected = plain + (regressed - plain) @ quiet @ quiet
-    assert relative_error(made, expected).max() < 1e-4
-    quietest, loudest = axes[-1], axes[0]
-    assert np.abs((made - regressed) @ quietest).max() < 1e-3 * np.abs(regressed - plain).max()
-    assert (
-        np.abs((made - plain) @ loudest).max() < 0.1 * np.abs((regressed - plain) @ loudest).max()
+    assert relative_error(turned, regressed).max() > 0.01
+    made = Align(rounds=0).prepare(known, x).rows(y)[:]
+    assert relative_error(made, tempered(known, y, x)).max() < 1e-3
+
+
+@pytest.mark.parametrize("side", ["helper", "source"])
+def test_where_turned_rows_vary_too_much_the_regression_makes_them(side):
+    """In one direction, the helper's rows vary more than they should, or the source's less."""
+    x, y = two_spaces(260, 16, 16, noise=0.3)
+    rows, factor = (x, 5) if side == "helper" else (y, 0.01)
+    loudest = np.linalg.svd(rows - rows.mean(axis=0))[2][3]
+    rows += np.outer((rows - rows.mean(axis=0)) @ loudest, (factor - 1) * loudest)
+    known, source = x[:200], y[:200]
+    turned, made = (
+        method.prepare(known, x[200:]).rows(source)[:] for method in (Procrustes(0), Align(0))
     )
-    for others in (words[: width - 1], words[:1].repeat(300, 0)):  # too few; no direction at all
-        assert np.array_equal(prepared.rows(y, others)[:], plain)
+    errors = [np.linalg.norm(rows - y[200:]) for rows in (turned, made)]
+    assert errors[1] < 0.8 * errors[0]
 
 
 def self_learning():
@@ -172,14 +173,13 @@ def self_learning():
     return x[:170], wanted, own, source, y
 
 
-@pytest.mark.parametrize("soften", [0, 0.3])
-def test_rounds_find_the_pairs_that_the_anchors_are_not(soften):
+def test_rounds_find_the_pairs_that_the_anchors_are_not():
     x, wanted, own, source, truth = self_learning()
     # the frequent words stand in another order than the tokens
     words = truth[np.random.default_rng(5).permutation(np.arange(20, 570))]
     errors = []
     for rounds in (0, 1, 3):
-        prepared = Align(rounds, soften).prepare(x, wanted, own)
+        prepared = Align(rounds).prepare(x, wanted, own)
         made = prepared.rows(source, words)[:]
         errors.append(relative_error(made, truth[20:]).mean())
         cuts = [0, 1, 1, 40, len(wanted)]
@@ -201,7 +201,7 @@ def test_without_words_or_wanted_tokens_there_are_no_rounds(words):
 def test_sure_anchors_stay_in_every_round_and_unsure_ones_leave():
     x, wanted, own, source, truth = self_learning()
     made = Align(1).prepare(x, wanted, own).rows(source, truth[20:])[:]
-    before = Align(0).prepare(x, wanted, own).rows(source)[:]
+    before = Procrustes(rounds=0).prepare(x, wanted, own).rows(source)[:]
     ours, theirs = found_between(before, truth[20:])
     known, rows = np.vstack([x[:20], wanted[ours]]), np.vstack([source[:20], truth[20:][theirs]])
     expected = Align(0).prepare(known, wanted).rows(rows, truth[20:])[:]
@@ -227,7 +227,8 @@ def test_pairs_are_those_that_all_tensors_tell():
     x, wanted, own, tables = two_tensors()
     prepared = Align(1).prepare(x, wanted, own)
     made = Align(1).together([Table(prepared, *table[:2]) for table in tables])
-    before = [Align(0).prepare(x, wanted, own).rows(source)[:] for source, _, _ in tables]
+    first = Procrustes(rounds=0).prepare(x, wanted, own)
+    before = [first.rows(source)[:] for source, _, _ in tables]
     spaces = zip(before, tables, strict=True)
     scores = [similarities([(centred(rows), centred(words))]) for rows, (_, words, _) in spaces]
     ours, theirs = mutual(scores[0] + scores[1])
@@ -403,6 +404,5 @@ def test_options_out_of_range_are_refused():
     for options in ({"trim": 1}, {"trim": -0.1}, {"trim": float("nan")}, {"rounds": -1}):
         with pytest.raises(TransferError, match=next(iter(options))):
             Procrustes(**options)
-    for options in ({"soften": 1.1}, {"soften": float("nan")}, {"rounds": 1.5}):
-        with pytest.raises(TransferError, match=next(iter(options))):
-            Align(**options)
+    with pytest.raises(TransferError, match="rounds"):
+        Align(rounds=1.5)

@@ -18,7 +18,7 @@ from clpstream.transfer import METHODS, NO_ANCHOR, Align, Procrustes
 
 CENTRED = ("clpstream.transfer.knn.mean", "clpstream.transfer.omp.mean")
 CASES = {
-    "align": [Align(), Align(soften=0), Align(soften=1, rounds=0)],
+    "align": [Align(), Align(rounds=0)],
     "clp": [Clp(), Clp(clip_negative=True)],
     "knn": [
         Knn(center=center, weights=weights, neighbors=neighbors)

@@ -1,4 +1,4 @@
-"""`align`: a rotation, softened by ridge regression, fitted on pairs that it finds itself."""
+"""`align`: a rotation, tempered by a regression, fitted on pairs that it finds itself."""
 
 from __future__ import annotations
 
@@ -48,8 +48,10 @@ _NEIGHBORHOOD = 10
 """Neighbours whose mean similarity tells a hub (CSLS, Conneau et al. 2018)."""
 _PENALTY = 0.3
 """Of the regression, in units of XᵀX's mean eigenvalue."""
-_QUIET = 0.3
-"""Of the mean variance: directions in which words differ less are left to the regression."""
+_EXCESS = 7
+"""Variance of turned rows, in that of the source's, from which a direction is the regression's."""
+_FLOOR = 0.01
+"""Of the mean variance: what is added to all directions, so that a float32 inverse is exact."""
 _KEPT = 2
 """Tensors of which XᵀY is kept; there may be more (of layers that predict several tokens)."""
 
@@ -60,16 +62,16 @@ Found = TypeVar("Found")
 class Align:
     """E_m = mean(E) + (H_m - mean(H)) W, with W between a rotation and a regression.
 
-    W = V + (R - V) q²: s Q is the scaled rotation of `Procrustes`, R = (XᵀX + t I)⁻¹ XᵀY is `Ridge`
-    with a penalty of 0.3, V = r ((1 - soften) s Q + soften R) is their mean, to which r gives the
-    spread of s XQ. A rotation keeps the helper's geometry, a regression follows the anchors where
-    they agree. Softened rows start lower in loss; shorter ones, as they would be without r, learn
-    more slowly (bench/quality).
+    W = s Q + (R - s Q) q: s Q is the scaled rotation of `Procrustes`, R = (XᵀX + t I)⁻¹ XᵀY is
+    `Ridge` with a penalty of 0.3. A rotation keeps the helper's geometry, and rows as long as the
+    source's, which learn faster than shorter ones; a regression follows the anchors.
 
-    q = k (C + k I)⁻¹, where C is the covariance of the source's frequent words and k is 0.3 of its
-    mean variance, is close to 1 in the directions in which words hardly differ, and to 0 elsewhere.
-    A model's last hidden states are largest there, so that a turned row's errors cost most: there
-    W is R. It is left out in tensors that are wider than the words are many.
+    q = (7 C + M)⁻¹ M, where C is the covariance of the source's rows of the pairs, and M that of
+    their turned rows, is close to 0 in directions in which the source's rows vary as much as turned
+    ones, to 1 where turned rows vary much more: there the rotation can't be right. Such are those
+    in which a source that was trained for long hardly varies (its last hidden states are largest
+    there, so that errors cost most), and the few in which all rows of a helper that was trained
+    for minutes differ.
 
     rounds:
         how often W is used to find the pairs that it is fitted on next: of the 3,000 most frequent
@@ -88,7 +90,6 @@ class Align:
     """
 
     rounds: int = 3
-    soften: float = 0.3
     name: ClassVar[str] = "align"
     reads_helper: ClassVar[bool] = True
     learns_from_wanted: ClassVar[bool] = True
@@ -96,8 +97,6 @@ class Align:
     def __post_init__(self) -> None:
         if type(self.rounds) is not int or self.rounds < 0:
             raise TransferError(f"rounds is {self.rounds}; it must be a number from 0 up")
-        if not 0 <= self.soften <= 1:
-            raise TransferError(f"soften is {self.soften}; it must be from 0 to 1")
 
     def prepare(
         self, anchors: Rows, wanted: Rows, own: Ids | None = None
@@ -138,12 +137,12 @@ class Align:
         if lean():  # nothing is kept, but a map or what it is made from
             finding += 4 * matrix  # of other tensors they are on disk
             regression = 20 * square + 8 * matrix + 4 * block_bytes()
-            quiet = 2 * d_source**2 + 4 * matrix + 3 * block_bytes()
-            most = max(fit_bytes(d_helper, d_source), finding, regression, quiet)
+            tempering = 2 * d_source**2 + 4 * (matrix + square) + 4 * block_bytes()
+            most = max(fit_bytes(d_helper, d_source), finding, regression, tempering)
         else:
             kept = 20 * square + 16 * matrix
-            quiet = 6 * d_source**2 + 8 * matrix + 3 * block_bytes()
-            most = kept + max(fit_bytes(d_helper, d_source), finding, quiet)
+            tempering = 6 * d_source**2 + 8 * matrix + 4 * block_bytes()
+            most = kept + max(fit_bytes(d_helper, d_source), finding, tempering)
         return most + 32 * anchors + missing
 
 
@@ -159,7 +158,6 @@ class SelfLearning:
         self.wanted = wanted
         self.frame = Frame.of(x)
         self.sure_squares = _kept(lambda: self.squares(Selected(x, self.sure)))
-        self.unsure_squares = _kept(lambda: self.squares(Selected(x, self.unsure)))
 
     def __call__(self, anchors: Rows, words: Rows | None) -> LinearMap:
         """See `Fit`."""
@@ -183,8 +181,7 @@ class _View:
         )
         self._wanted = _pool(helper.wanted)
         nothing = np.empty((0, anchors.shape[1]), np.float32)
-        self._words = nothing if words is None else words
-        self._frequent = _pool(self._words)
+        self._frequent = _pool(nothing if words is None else words)
 
     def keep(self) -> None:
         """From here on, keep what the sure anchors give: each fit needs it."""
@@ -195,26 +192,35 @@ class _View:
         """Whether there are wanted tokens and words to pair."""
         return bool(self._wanted.shape[0] and self._frequent.shape[0])
 
-    def fit(self, found: tuple[Ids, Ids] | None, *, to_scale: bool) -> LinearMap:
-        """The map of all anchors; or if pairs of the pools were found, of these and the sure
-        anchors. to_scale: lengths count too, and not directions alone."""
+    def rotation(self, found: tuple[Ids, Ids] | None) -> LinearMap:
+        """That of all anchors; if pairs of the pools were found, of these and the sure anchors."""
+        return rotation(self._pairs(found))
+
+    def fit(self, found: tuple[Ids, Ids] | None) -> LinearMap:
+        """W of the same pairs."""
+        helper, pairs = self._helper, self._pairs(found)
+        turned = rotation(pairs)
+        if pairs.x_squares and pairs.y_squares:
+            x, y = self._unsure(found)
+            squares = helper.sure_squares() + helper.squares(x)  # not beside the rotation's own
+            _temper(turned.slopes, pairs, squares, (Selected(self._anchors, helper.sure), y))
+        return turned
+
+    def _pairs(self, found: tuple[Ids, Ids] | None) -> Pairs:
+        return self._sure() + pairs_of(*self._unsure(found), self._frames)
+
+    def _unsure(self, found: tuple[Ids, Ids] | None) -> tuple[Rows, Rows]:
+        """Both rows of the pairs that are no sure anchors."""
         helper = self._helper
         if found is None:
-            if not len(helper.unsure):
-                return self._map(self._sure(), helper.sure_squares, to_scale)
-            x, y = Selected(helper.x, helper.unsure), Selected(self._anchors, helper.unsure)
-            squares = helper.unsure_squares
-        else:
-            x, y = Selected(self._wanted, found[0]), Selected(self._frequent, found[1])
-            squares = partial(helper.squares, x)
-        pairs = self._sure() + pairs_of(x, y, self._frames)
-        return self._map(pairs, lambda: helper.sure_squares() + squares(), to_scale)
+            return Selected(helper.x, helper.unsure), Selected(self._anchors, helper.unsure)
+        return Selected(self._wanted, found[0]), Selected(self._frequent, found[1])
 
     def turned(self, found: tuple[Ids, Ids] | None) -> tuple[Rows, Rows]:
         """The pools' rows less their means, the wanted ones turned by the map of what was found:
         block by block, since held, they would lie beside their cosines."""
         center, other = self._means
-        fitted = replace(self.fit(found, to_scale=False), x_mean=center)
+        fitted = replace(self.rotation(found), x_mean=center)
         if lean():  # to lie beside the fit of another
             slopes = _aside(fitted.slopes.shape)
             slopes[...] = fitted.slopes
@@ -231,27 +237,6 @@ class _View:
             )
         return center, other
 
-    def _map(self, pairs: Pairs, squares: Callable[[], Floats], to_scale: bool) -> LinearMap:
-        """The map of some pairs. squares: gives XᵀX of their rows in the frame; only once the
-        rotation is found, beside which it need not lie."""
-        turned, soften = rotation(pairs), np.float32(self._helper.method.soften)
-        if not pairs.x_squares or not (soften or to_scale):
-            return turned
-        found, slopes = squares(), turned.slopes
-        regression = _regression(pairs, found)
-        before = _spread(slopes, pairs, found) if to_scale else 0.0
-        for part in blocks(slopes):
-            slopes[part] += soften * (regression[part] - slopes[part])
-        if before and (after := _spread(slopes, pairs, found)):
-            slopes *= np.float32(before / after)
-        if to_scale and self._words.shape[0] >= slopes.shape[1]:
-            arrays = device().arrays
-            quiet = arrays.sent(_quiet(Framed(self._words, self._frames.y)))
-            for part in blocks(slopes):
-                rest = regression[part] - slopes[part]
-                slopes[part] += arrays.product(arrays.product(rest, quiet), quiet)
-        return turned
-
 
 def _maps(method: Align, views: list[_View]) -> Iterator[LinearMap]:
     """The map of each view, fitted on pairs that are found in all of them. A view is given up with
@@ -264,12 +249,34 @@ def _maps(method: Align, views: list[_View]) -> Iterator[LinearMap]:
             # all maps first: beside a fit they take less than the cosines
             found = mutual(similarities([view.turned(found) for view in views]))
     while views:
-        yield views.pop(0).fit(found, to_scale=True)
+        yield views.pop(0).fit(found)
 
 
 def _kept(make: Callable[[], Found]) -> Callable[[], Found]:
     """What `make` gives is made once and kept, or each time where memory is short."""
     return make if lean() else cache(make)
+
+
+def _temper(slopes: Floats, pairs: Pairs, squares: Floats, rows: Sequence[Rows]) -> None:
+    """From the rotation's slopes s Q to those of W, in their place.
+
+    squares: XᵀX of the pairs in the frame; changed. rows: all of the pairs in the source.
+    """
+    subtract_mean(squares, pairs.x, pairs.count)
+    regression = _regression(pairs, squares)
+    squares *= np.float32((pairs.frames.x.scale / pairs.frames.y.scale) ** 2)
+    arrays = device().arrays
+    there, turn = arrays.sent(squares), arrays.sent(slopes)
+    both = _squares_about(pairs.y, [Framed(part, pairs.frames.y) for part in rows])
+    both *= _EXCESS
+    for columns in column_blocks(both):
+        both[:, columns] += arrays.fetched(turn.T @ (there @ turn[:, columns]))
+    both[np.diag_indices_from(both)] += _FLOOR * both.trace() / len(both)
+    inverted = arrays.sent(inverse(both))
+    for part in blocks(slopes):
+        rest = arrays.sent(regression[part] - slopes[part])
+        regression[part] = slopes[part] + arrays.fetched(rest @ inverted @ turn.T @ there @ turn)
+    slopes[...] = regression
 
 
 def _aside(shape: tuple[int, int]) -> Floats:
@@ -289,7 +296,6 @@ def _regression(pairs: Pairs, squares: Floats) -> Floats:
     """
     kind = np.float32 if lean() else np.float64
     penalised = squares.astype(kind)
-    subtract_mean(penalised, pairs.x, pairs.count)
     penalised[np.diag_indices_from(penalised)] += _PENALTY * pairs.x_squares / len(squares)
     inverted = inverse(penalised)
     inverted *= pairs.frames.y.scale / pairs.frames.x.scale
@@ -302,35 +308,17 @@ def _regression(pairs: Pairs, squares: Floats) -> Floats:
     return slopes
 
 
-def _quiet(rows: Rows) -> Floats:
-    """k (C + k I)⁻¹ of the rows' covariance C, (d, d), with k a part of their mean variance."""
-    arrays, center = device().arrays, mean(rows)
-    covariance = _aside((rows.shape[1], rows.shape[1]))
-    for block in blocks(rows):
-        ours = less(rows[block], center)
-        there = arrays.sent(ours)
-        for columns in column_blocks(covariance):
-            part = np.ascontiguousarray(ours[:, columns])
-            covariance[:, columns] += arrays.product(there.T, part)
-    level = np.float32(_QUIET * covariance.trace() / len(covariance))
-    if not level:
-        return covariance  # all rows are the same: no direction is quieter than others
-    covariance[np.diag_indices_from(covariance)] += level
-    quiet = inverse(covariance)
-    quiet *= level
-    return quiet
-
-
-def _spread(slopes: Floats, pairs: Pairs, squares: Floats) -> float:
-    """The root of the sum of the squares of XW, X being the pairs' rows less their mean, in their
-    frame. squares: XᵀX without the mean taken out."""
-    arrays = device().arrays
-    there, total = arrays.sent(squares), 0.0
-    for columns in column_blocks(slopes):
-        part = np.ascontiguousarray(slopes[:, columns])
-        total += float(np.vdot(part, arrays.product(there, part)))
-        total -= pairs.count * float(np.square(pairs.x @ part).sum())
-    return float(np.sqrt(max(0.0, total)))
+def _squares_about(center: Doubles, tables: Sequence[Rows]) -> Floats:
+    """YᵀY, (d, d), of all tables' rows less a center."""
+    arrays, squares = device().arrays, _aside((len(center), len(center)))
+    for rows in tables:
+        for block in blocks(rows):
+            ours = less(rows[block], center)
+            there = arrays.sent(ours)
+            for columns in column_blocks(squares):
+                part = np.ascontiguousarray(ours[:, columns])
+                squares[:, columns] += arrays.product(there.T, part)
+    return squares
 
 
 def _pool(rows: Rows) -> Rows:
