@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clpstream.checkpoint import (
+    FLOATS,
     INDEX_FILE,
     Checkpoint,
     VocabularyTensor,
@@ -125,6 +126,13 @@ class Plan:
         return next((t for t in tensors if t.role == "input embeddings"), tensors[0])
 
     @property
+    def source_head(self) -> VocabularyTensor | None:
+        """The source's output head, if it has one of its own whose rows can be combined."""
+        tensors = [] if self.tied else [new.tensor for new in self.new.values()]
+        heads = (t for t in tensors if t.role == "output head" and t.span.dtype in FLOATS)
+        return next(heads, None)
+
+    @property
     def helper_tables(self) -> list[VocabularyTensor]:
         """Those of the helper's that are read."""
         tables = (self.embeddings, self.head, self.beside)
@@ -164,8 +172,8 @@ class Plan:
             most = max(METHODS[name]().working_bytes(*sizes) for name in CHOICES)
             most += judging_bytes(self.source_embeddings.width)
         if self.shared == "auto" and self.embeddings is not None:
-            widths = self.embeddings.width, self.source_embeddings.width
-            most = max(most, agreement_bytes(*widths))
+            judged = self.source_head or self.source_embeddings
+            most = max(most, agreement_bytes(self.embeddings.width, judged.width))
         return most + writing_bytes()
 
 

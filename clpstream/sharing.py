@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clpstream.checkpoint import TensorRows, VocabularyTensor
 from clpstream.new_rows import Side
 from clpstream.plan import Plan, Sharing
 from clpstream.progress import Progress, Update
@@ -27,20 +28,20 @@ def settle(plan: Plan, progress: Progress) -> Plan:
     """The plan, with the shared tokens chosen whose rows the method is to make.
 
     "map": all words; "auto": the words whose rows in source and helper don't agree (see
-    `clpstream.transfer.Agreement`), by the input embeddings, and where they follow the helper's
-    head, by both of its tables. With too few anchors to tell, none.
+    `clpstream.transfer.Agreement`). With too few anchors to tell, none.
     """
     origins = plan.origins
     if plan.shared == "copy" or not len(origins.words) or plan.embeddings is None:
         return plan
     chosen, threshold = np.ones(len(origins.words), bool), None
     if plan.shared == "auto":
-        helper, source = plan.embeddings.plane(0), plan.source_embeddings.plane(0)
+        tables, source = _judges(plan, plan.embeddings)
+        helper = tables[0]
         if len(origins.anchors) < 2 * Procrustes().fewest(helper.shape[1], source.shape[1]):
             note = "too few shared tokens to tell which mean the same in both models: all copied"
             return replace(plan, warnings=(*plan.warnings, note))
-        tables = [helper] if plan.beside is None else [helper, plan.beside.plane(0)]
-        with progress.task("agreement: shared tokens", len(origins.anchors), "tokens") as update:
+        read = len(tables) * len(origins.anchors)
+        with progress.task("agreement: shared tokens", read, "tokens") as update:
             found = Agreement.mean(
                 agreement_of(
                     Counted(Selected(table, origins.anchor_rows), update),
@@ -53,6 +54,15 @@ def settle(plan: Plan, progress: Progress) -> Plan:
         threshold = found.threshold(unsure)
         chosen = found.of_pairs[origins.words_own] < threshold
     return replace(plan, origins=origins.remaking(chosen), sharing=Sharing(threshold))
+
+
+def _judges(plan: Plan, helper: VocabularyTensor) -> tuple[list[TensorRows], TensorRows]:
+    """Tables of the helper and the one of the source that tell what tokens mean: output heads
+    where they can, since at each step of training all of their rows learn."""
+    if (head := plan.source_head) is not None:
+        return [(plan.head or helper).plane(0)], head.plane(0)
+    tables = [helper, *([] if plan.beside is None else [plan.beside])]
+    return [table.plane(0) for table in tables], plan.source_embeddings.plane(0)
 
 
 def prepare(plan: Plan, progress: Progress) -> dict[Side, Prepared]:

@@ -83,6 +83,20 @@ def test_the_threshold_moves_with_what_chance_explains():
         assert Agreement(ours, others).threshold(everyone) == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize("sure", [0.9, 0.3, 0.0])
+@pytest.mark.parametrize("part", [0.3, 0.45, 0.55, 1])
+def test_words_that_agree_half_as_well_as_sure_tokens_are_copied(sure, part):
+    """Unless they agree worse than chance; and so is all, where sure tokens agree no better."""
+    others = np.linspace(-0.5, 0.5, 101)
+    words = np.concatenate([np.full(60, part * sure), np.full(41, -0.45)])
+    unsure = np.arange(131) < 101
+    found = Agreement(np.concatenate([words, np.full(30, sure)]), np.resize(others, 131))
+    few = Agreement(*(cosines[:119] for cosines in (found.of_pairs, found.of_others)))
+    copied = part > 0.5 or not sure
+    assert (found.threshold(unsure) == pytest.approx(-0.4)) == copied
+    assert few.threshold(unsure[:119]) >= 0.4
+
+
 def test_only_unsure_anchors_set_the_threshold():
     ours, others = np.full(10, 0.9), np.zeros(10)
     unsure = np.arange(10) < 5

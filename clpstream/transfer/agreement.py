@@ -14,10 +14,15 @@ from clpstream.transfer.linear import Factors, Scaled, factors, pairs_of, polar_
 from clpstream.transfer.rows import Doubles, Floats, Rows
 
 _CHANCE = 0.9
-"""Tokens that agree better than this part of random pairs agree better than chance."""
+"""Tokens that agree better than this part of random pairs agree better than chance; worse, those
+that agree less than this part do."""
 _BEST = 0.99
 """The quantile of the agreement that counts as the best one: single tokens may be odd."""
 _OF_BEST = 0.9
+_OF_SURE = 0.5
+"""Of how well sure tokens agree, more than others: words that do are the same in both models."""
+_FEW = 20
+"""Fewer sure tokens tell nothing."""
 _TOGETHER = 256
 """Pairs that are judged at once, whatever memory there is: it decides which others chance is."""
 _NOTHING = -40.0
@@ -44,16 +49,21 @@ class Agreement:
     def threshold(self, unsure: npt.NDArray[np.bool_]) -> float:
         """From which cosine on an unsure anchor (n,) is taken for the same token in both models.
 
-        Between two vocabularies of one language nearly all shared tokens agree better than chance,
-        and no more is asked of each. Between two languages half of them don't: then a token must
-        agree nine tenths as well as the best do, since many that don't mean the same stand in
-        similar places all the same. In between, the threshold moves with the share that chance
-        explains, to the upper end where that is a half.
+        The others are sure: symbols, numbers and bytes mean the same. If unsure ones agree half as
+        well, more than chance, they are taken for the same, but for those that agree worse than
+        chance: so it is between two vocabularies of one language, and in a source that was trained
+        on both. Otherwise a token must agree nine tenths as well as the best do, since many that
+        don't mean the same stand in similar places all the same; less is asked the more of them
+        agree better than chance, up to half of them.
         """
-        ours = self.of_pairs[unsure]
+        ours, sure = self.of_pairs[unsure], self.of_pairs[~unsure]
         if not len(ours):
             return -1.0
-        least = float(np.quantile(self.of_others[unsure], _CHANCE))
+        others = self.of_others[unsure]
+        chance = np.median(others)
+        if len(sure) >= _FEW and np.median(ours) - chance >= _OF_SURE * (np.median(sure) - chance):
+            return float(np.quantile(others, 1 - _CHANCE))
+        least = float(np.quantile(others, _CHANCE))
         most = max(least, _OF_BEST * float(np.quantile(ours, _BEST)))
         by_chance = float((ours <= least).mean())
         return least + min(1.0, 2 * by_chance) * (most - least)
