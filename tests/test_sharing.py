@@ -155,6 +155,17 @@ def test_auto_makes_the_words_on_which_the_models_disagree(place: Path, tied: bo
     assert done.report.counts.not_carried == len(ONLY_OLD)
 
 
+def test_an_output_head_tells_what_tokens_mean(place: Path) -> None:
+    """Input embeddings that learned nothing don't make all words' rows anew."""
+    swapped = swap(place, WORDS[5:45])
+    tensors = read_tensors(place / "source")
+    noise = np.random.default_rng(8).standard_normal(tensors[EMBEDDINGS].shape).astype("f4")
+    config = {"model_type": "llama", "vocab_size": len(OLD), "eos_token_id": 0}
+    write_checkpoint(place / "source", {EMBEDDINGS: noise, HEAD: tensors[HEAD]}, config)
+    done = run(place)
+    assert done.remade() == done.remade(HEAD) == set(swapped)
+
+
 @pytest.mark.parametrize("name", [EMBEDDINGS, HEAD])
 def test_a_remade_row_is_knn_s_without_its_own_anchor(place: Path, name: str) -> None:
     swapped = swap(place, WORDS[5:45])

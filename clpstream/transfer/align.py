@@ -67,14 +67,14 @@ class Align:
     source's, which learn faster than shorter ones; a regression follows the anchors.
 
     q = (7 C + M)⁻¹ M, where C is the covariance of the source's rows of the pairs, and M that of
-    their turned rows, is close to 0 in directions in which the source's rows vary as much as turned
-    ones, to 1 where turned rows vary much more: there the rotation can't be right. Such are those
-    in which a source that was trained for long hardly varies (its last hidden states are largest
-    there, so that errors cost most), and the few in which all rows of a helper that was trained
-    for minutes differ.
+    their turned rows, is an eighth in directions in which both vary as much, and close to 1 where
+    turned rows vary much more: there the rotation can't be right. Such are those in which a source
+    that was trained for long hardly varies (its last hidden states are largest there, so that
+    errors cost most), and the few in which all rows of a helper that was trained for minutes
+    differ.
 
     rounds:
-        how often W is used to find the pairs that it is fitted on next: of the 3,000 most frequent
+        how often the rotation finds the pairs that are fitted on next: of the 3,000 most frequent
         wanted tokens and the 3,000 most frequent words of the source, those that are each other's
         nearest (by CSLS, Conneau et al. 2018, arXiv 1710.04087), besides the shared tokens that
         keep their rows. It is the self-learning of Artetxe, Labaka & Agirre (2018, arXiv
