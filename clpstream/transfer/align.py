@@ -262,9 +262,10 @@ def _temper(slopes: Floats, pairs: Pairs, squares: Floats, rows: Sequence[Rows])
 
     squares: XᵀX of the pairs in the frame; changed. rows: all of the pairs in the source.
     """
+    framed = np.float32(pairs.frames.x.scale / pairs.frames.y.scale)  # a power of two: exact
+    slopes *= framed
     subtract_mean(squares, pairs.x, pairs.count)
     regression = _regression(pairs, squares)
-    squares *= np.float32((pairs.frames.x.scale / pairs.frames.y.scale) ** 2)
     arrays = device().arrays
     there, turn = arrays.sent(squares), arrays.sent(slopes)
     both = _squares_about(pairs.y, [Framed(part, pairs.frames.y) for part in rows])
@@ -276,7 +277,7 @@ def _temper(slopes: Floats, pairs: Pairs, squares: Floats, rows: Sequence[Rows])
     for part in blocks(slopes):
         rest = arrays.sent(regression[part] - slopes[part])
         regression[part] = slopes[part] + arrays.fetched(rest @ inverted @ turn.T @ there @ turn)
-    slopes[...] = regression
+    np.divide(regression, framed, out=slopes)
 
 
 def _aside(shape: tuple[int, int]) -> Floats:
@@ -290,17 +291,15 @@ def _aside(shape: tuple[int, int]) -> Floats:
 
 
 def _regression(pairs: Pairs, squares: Floats) -> Floats:
-    """(XᵀX + t I)⁻¹ XᵀY: (d_helper, d_source).
+    """(XᵀX + t I)⁻¹ XᵀY in the frames: (d_helper, d_source).
 
     In float64, or where memory is short in float32: the penalty keeps the condition below 4 d.
     """
     kind = np.float32 if lean() else np.float64
     penalised = squares.astype(kind)
     penalised[np.diag_indices_from(penalised)] += _PENALTY * pairs.x_squares / len(squares)
-    inverted = inverse(penalised)
-    inverted *= pairs.frames.y.scale / pairs.frames.x.scale
     arrays = device().arrays
-    there = arrays.sent(inverted)
+    there = arrays.sent(inverse(penalised))
     slopes = _aside(pairs.products.shape)
     for columns in column_blocks(slopes):
         products = pairs.products[:, columns].astype(kind, copy=False)
