@@ -25,11 +25,17 @@ def turn(generator, size):
     return np.linalg.qr(generator.standard_normal((size, size)))[0]
 
 
-def two_spaces(count, d_helper, d_source, noise=0.0, seed=0):
-    """Rows in both models: what the narrower space holds is the same, but for turn and scale."""
+def two_spaces(count, d_helper, d_source, noise=0.0, seed=0, alike=False):
+    """Rows in both models: what the narrower space holds is the same, but for turn and scale.
+
+    alike: as in a model that has learned, each token has another one that is used like it.
+    """
     generator = np.random.default_rng(seed)
     least = min(d_helper, d_source)
-    meaning = generator.standard_normal((count, least)) * np.linspace(2, 0.5, least)
+    meaning = generator.standard_normal((count, least))
+    if alike:
+        meaning[1::2] = meaning[:-1:2] + 0.1 * meaning[1::2]
+    meaning *= np.linspace(2, 0.5, least)
     rows = []
     for size, scale, part in ((d_helper, 0.02, noise), (d_source, 3.0, 0)):
         held = np.pad(meaning, ((0, 0), (0, size - least)))
@@ -93,7 +99,7 @@ def test_the_rotation_is_procrustes_own(sizes, anchors):
 
 @pytest.mark.parametrize("sizes", [(12, 24), (24, 12), (16, 16)])
 def test_a_turned_scaled_and_shifted_space_is_mapped_back(sizes):
-    x, y = two_spaces(260, *sizes)
+    x, y = two_spaces(260, *sizes, alike=True)
     exact, near = (method.prepare(x[:200], x[200:]).rows(y[:200])[:] for method in MAPS)
     assert exact.dtype == near.dtype == np.float32
     assert relative_error(exact, y[200:]).max() < 1e-5
@@ -124,12 +130,12 @@ def test_wrong_pairs_are_what_is_trimmed():
     assert errors[0] < 0.6 * errors[1]
 
 
-def tempered(x, y, rows):
+def tempered(x, y, rows, length):
     """Rows by `align` without rounds, by its formula in float64."""
     (x_mean, y_mean, turn), y = reference(x, y), y.astype(np.float64)
     own, turned = y - y_mean, (x.astype(np.float64) - x_mean) @ turn
     regressed = ridge_reference(x, rows, y, 0.3) - y_mean
-    rotated = (rows.astype(np.float64) - x_mean) @ turn
+    rotated = length * (rows.astype(np.float64) - x_mean) @ turn
     both = 7 * own.T @ own + turned.T @ turned
     both += 0.01 * np.trace(both) / len(both) * np.eye(len(both))
     part = np.linalg.solve(both, turned.T @ turned)
@@ -137,15 +143,19 @@ def tempered(x, y, rows):
 
 
 @pytest.mark.parametrize("anchors", [10, 200])
-@pytest.mark.parametrize("width", [12, 20])
-def test_align_is_a_rotation_tempered_by_a_regression(width, anchors):
-    x, y = two_spaces(260, 16, width, noise=0.5)
-    known, y = x[:anchors], y[:anchors]
+@pytest.mark.parametrize(
+    "size, width, learned", [(16, 12, False), (16, 20, False), (24, 24, True), (24, 32, True)]
+)
+def test_align_is_a_rotation_tempered_by_a_regression(size, width, learned, anchors):
+    """Rotated to full length, if the helper's rows are more than noise."""
+    noise = 0.02 if learned else 0.5
+    x, y = two_spaces(1260, size, width, noise, alike=learned)
+    x, known, y = x[anchors:], x[:anchors], y[:anchors]
     turned = mapped(known, y, x)
     regressed = ridge_reference(known, x, y, 0.3)
     assert relative_error(turned, regressed).min() > 0.01
     made = Align(rounds=0).prepare(known, x).rows(y)[:]
-    assert relative_error(made, tempered(known, y, x)).max() < 1e-4
+    assert relative_error(made, tempered(known, y, x, 1 if learned else 0.6)).max() < 1e-4
 
 
 @pytest.mark.parametrize("scale", [2.0**80, 2.0**-80])
@@ -163,7 +173,7 @@ def test_how_long_the_helper_s_rows_are_does_not_matter(method, scale):
 @pytest.mark.parametrize("side", ["helper", "source"])
 def test_where_turned_rows_vary_too_much_the_regression_makes_them(side):
     """In one direction, the helper's rows vary more than they should, or the source's less."""
-    x, y = two_spaces(260, 16, 16, noise=0.3)
+    x, y = two_spaces(260, 16, 16, noise=0.02, alike=True)
     rows, factor = (x, 5) if side == "helper" else (y, 0.01)
     loudest = np.linalg.svd(rows - rows.mean(axis=0))[2][3]
     rows += np.outer((rows - rows.mean(axis=0)) @ loudest, (factor - 1) * loudest)

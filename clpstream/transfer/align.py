@@ -15,6 +15,7 @@ from clpstream.device import device
 from clpstream.errors import TransferError
 from clpstream.memory import block_bytes, lean, scratch_directory
 from clpstream.transfer.fitted import PreparedMap, fit_bytes
+from clpstream.transfer.learned import learned
 from clpstream.transfer.linear import (
     Frame,
     Framed,
@@ -52,6 +53,8 @@ _EXCESS = 7
 """Variance of turned rows, in that of the source's, from which a direction is the regression's."""
 _FLOOR = 0.01
 """Of the mean variance: what is added to all directions, so that a float32 inverse is exact."""
+_LEARNED, _SHORTEST = 0.23, 0.6
+"""What `learned` says of rows that are turned at full length, and the length of those of noise."""
 _KEPT = 2
 """Tensors of which XᵀY is kept; there may be more (of layers that predict several tokens)."""
 
@@ -62,9 +65,13 @@ Found = TypeVar("Found")
 class Align:
     """E_m = mean(E) + (H_m - mean(H)) W, with W between a rotation and a regression.
 
-    W = s Q + (R - s Q) q: s Q is the scaled rotation of `Procrustes`, R = (XᵀX + t I)⁻¹ XᵀY is
+    W = c s Q + (R - c s Q) q: s Q is the scaled rotation of `Procrustes`, R = (XᵀX + t I)⁻¹ XᵀY is
     `Ridge` with a penalty of 0.3. A rotation keeps the helper's geometry, and rows as long as the
     source's, which learn faster than shorter ones; a regression follows the anchors.
+
+    c is 1, but for a helper whose rows are noise in part, since it was trained for minutes: there
+    it falls to 0.6 with what `learned` says of its wanted tokens, as noise costs more the longer it
+    is.
 
     q = (7 C + M)⁻¹ M, where C is the covariance of the source's rows of the pairs, and M that of
     their turned rows, is an eighth in directions in which both vary as much, and close to 1 where
@@ -157,6 +164,9 @@ class SelfLearning:
         self.unsure = np.setdiff1d(np.arange(x.shape[0]), sure)
         self.wanted = wanted
         self.frame = Frame.of(x)
+        first = (_pool(wanted), _pool(x, POOL - wanted.shape[0]))
+        signal = learned([Framed(rows, self.frame) for rows in first])
+        self.length = min(1.0, max(_SHORTEST, signal / _LEARNED))
         self.sure_squares = _kept(lambda: self.squares(Selected(x, self.sure)))
 
     def __call__(self, anchors: Rows, words: Rows | None) -> LinearMap:
@@ -203,7 +213,8 @@ class _View:
         if pairs.x_squares and pairs.y_squares:
             x, y = self._unsure(found)
             squares = helper.sure_squares() + helper.squares(x)  # not beside the rotation's own
-            _temper(turned.slopes, pairs, squares, (Selected(self._anchors, helper.sure), y))
+            rows = (Selected(self._anchors, helper.sure), y)
+            _temper(turned.slopes, pairs, squares, rows, helper.length)
         return turned
 
     def _pairs(self, found: tuple[Ids, Ids] | None) -> Pairs:
@@ -257,10 +268,13 @@ def _kept(make: Callable[[], Found]) -> Callable[[], Found]:
     return make if lean() else cache(make)
 
 
-def _temper(slopes: Floats, pairs: Pairs, squares: Floats, rows: Sequence[Rows]) -> None:
+def _temper(
+    slopes: Floats, pairs: Pairs, squares: Floats, rows: Sequence[Rows], length: float
+) -> None:
     """From the rotation's slopes s Q to those of W, in their place.
 
-    squares: XᵀX of the pairs in the frame; changed. rows: all of the pairs in the source.
+    squares: XᵀX of the pairs in the frame; changed. rows: all of the pairs in the source. length:
+    c, of the rotation's part.
     """
     framed = np.float32(pairs.frames.x.scale / pairs.frames.y.scale)  # a power of two: exact
     slopes *= framed
@@ -275,8 +289,9 @@ def _temper(slopes: Floats, pairs: Pairs, squares: Floats, rows: Sequence[Rows])
     both[np.diag_indices_from(both)] += _FLOOR * both.trace() / len(both)
     inverted = arrays.sent(inverse(both))
     for part in blocks(slopes):
-        rest = arrays.sent(regression[part] - slopes[part])
-        regression[part] = slopes[part] + arrays.fetched(rest @ inverted @ turn.T @ there @ turn)
+        rotated = np.float32(length) * slopes[part]
+        rest = arrays.sent(regression[part] - rotated)
+        regression[part] = rotated + arrays.fetched(rest @ inverted @ turn.T @ there @ turn)
     np.divide(regression, framed, out=slopes)
 
 
@@ -320,10 +335,10 @@ def _squares_about(center: Doubles, tables: Sequence[Rows]) -> Floats:
     return squares
 
 
-def _pool(rows: Rows) -> Rows:
+def _pool(rows: Rows, most: int = POOL) -> Rows:
     """The first rows. They are read whenever they are needed: held, they would lie beside the
     eigenvectors of each fit."""
-    return Selected(rows, np.arange(min(POOL, rows.shape[0])))
+    return Selected(rows, np.arange(max(0, min(most, rows.shape[0]))))
 
 
 class _Turned:
