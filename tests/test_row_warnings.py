@@ -102,3 +102,15 @@ def test_too_few_anchors_are_said(pair: Pair) -> None:
     (found,) = warnings(place, "too few anchors", method="procrustes")
     assert "4 shared tokens, of which procrustes wants 8 or more" in found
     assert warnings(place, "too few anchors", method="mean") == []
+
+
+@pytest.mark.parametrize("method", ["knn", "align"])
+def test_a_helper_that_was_hardly_trained_is_told(place: Path, method: str) -> None:
+    words = [*WORDS, *(f" wort{number}" for number in range(600))]
+    tokenizer(place / "helper", words)
+    random = random_rows(len(words) + 1, 32, 5)
+    used_alike = random[np.arange(len(random)) // 4 * 4] + 0.1 * random
+    for table, expected in ((random, 1), (used_alike, 0)):
+        save(place / "helper", {TABLE: table}, {"model_type": "gpt2"})
+        found = warnings(place, "the helper looks hardly trained", method=method)
+        assert len(found) == expected

@@ -11,6 +11,7 @@ from clpstream.transfer.combination import gathered
 from clpstream.transfer.gaussian import Random
 from clpstream.transfer.index import PROMISE, SearchReport
 from clpstream.transfer.knn import Knn
+from clpstream.transfer.learned import LITTLE, learned
 from clpstream.transfer.mean import Mean
 from clpstream.transfer.method import NO_ANCHOR, Method, Prepared, Table, rows_together
 from clpstream.transfer.omp import Omp
@@ -34,6 +35,7 @@ METHODS: dict[str, Callable[..., Method]] = {
 """Every method by its name on the command line."""
 
 __all__ = [
+    "LITTLE",
     "METHODS",
     "NO_ANCHOR",
     "PROMISE",
@@ -58,6 +60,7 @@ __all__ = [
     "agreement_of",
     "blocks",
     "gathered",
+    "learned",
     "lengths",
     "mean",
     "rows_together",

@@ -15,7 +15,7 @@ from clpstream.device import device
 from clpstream.errors import TransferError
 from clpstream.memory import block_bytes, lean, scratch_directory
 from clpstream.transfer.fitted import PreparedMap, fit_bytes
-from clpstream.transfer.learned import learned
+from clpstream.transfer.learned import LITTLE, learned
 from clpstream.transfer.linear import (
     Frame,
     Framed,
@@ -53,8 +53,8 @@ _EXCESS = 7
 """Variance of turned rows, in that of the source's, from which a direction is the regression's."""
 _FLOOR = 0.01
 """Of the mean variance: what is added to all directions, so that a float32 inverse is exact."""
-_LEARNED, _SHORTEST = 0.23, 0.6
-"""What `learned` says of rows that are turned at full length, and the length of those of noise."""
+_SHORTEST = 0.6
+"""How long rows of noise are turned, in parts of the source's length."""
 _KEPT = 2
 """Tensors of which XᵀY is kept; there may be more (of layers that predict several tokens)."""
 
@@ -164,9 +164,7 @@ class SelfLearning:
         self.unsure = np.setdiff1d(np.arange(x.shape[0]), sure)
         self.wanted = wanted
         self.frame = Frame.of(x)
-        first = (_pool(wanted), _pool(x, POOL - wanted.shape[0]))
-        signal = learned([Framed(rows, self.frame) for rows in first])
-        self.length = min(1.0, max(_SHORTEST, signal / _LEARNED))
+        self.length = min(1.0, max(_SHORTEST, learned(wanted, x) / LITTLE))
         self.sure_squares = _kept(lambda: self.squares(Selected(x, self.sure)))
 
     def __call__(self, anchors: Rows, words: Rows | None) -> LinearMap:
@@ -335,10 +333,10 @@ def _squares_about(center: Doubles, tables: Sequence[Rows]) -> Floats:
     return squares
 
 
-def _pool(rows: Rows, most: int = POOL) -> Rows:
+def _pool(rows: Rows) -> Rows:
     """The first rows. They are read whenever they are needed: held, they would lie beside the
     eigenvectors of each fit."""
-    return Selected(rows, np.arange(max(0, min(most, rows.shape[0]))))
+    return Selected(rows, np.arange(min(POOL, rows.shape[0])))
 
 
 class _Turned:
