@@ -21,7 +21,7 @@ def row_warnings(plan: Plan, outliers: Mapping[str, Mapping[int, float]]) -> lis
         table = plan.embeddings.plane(0)
         rows = Selected(table, plan.origins.helper_rows)
         signal = learned(rows, Selected(table, plan.origins.anchor_rows))
-        if signal < LITTLE:
+        if signal is not None and signal < LITTLE:
             warnings.append(
                 "the helper looks hardly trained: its rows are nearer to their nearest others than "
                 f"random ones would be by {max(0, signal):.0%}, where an hour of training gives "

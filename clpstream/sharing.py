@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clpstream.checkpoint import TensorRows, VocabularyTensor
-from clpstream.new_rows import Side
+from clpstream.new_rows import Side, finite_words
 from clpstream.plan import Plan, Sharing
 from clpstream.progress import Progress, Update
 from clpstream.transfer import (
@@ -21,7 +21,11 @@ from clpstream.transfer import (
     SearchReport,
     Selected,
     agreement_of,
+    learned,
 )
+
+_VERSED = 1.0
+"""Of `learned`: models of the real world have 1.6 and more, those trained for an hour 0.6."""
 
 
 def settle(plan: Plan, progress: Progress) -> Plan:
@@ -51,7 +55,9 @@ def settle(plan: Plan, progress: Progress) -> Plan:
             )
         unsure = np.zeros(len(origins.anchors), bool)
         unsure[origins.words_own] = True
-        threshold = found.threshold(unsure)
+        signal = learned(Selected(source, finite_words(plan, [source])))
+        versed = signal is not None and signal >= _VERSED
+        threshold = found.threshold(unsure, versed=versed)
         chosen = found.of_pairs[origins.words_own] < threshold
     return replace(plan, origins=origins.remaking(chosen), sharing=Sharing(threshold))
 

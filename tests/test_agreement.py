@@ -77,24 +77,22 @@ def test_the_threshold_moves_with_what_chance_explains():
     others = np.linspace(-0.5, 0.5, 100)
     least, best = np.quantile(others, 0.9), 0.99
     everyone = np.ones(100, bool)
-    for chance, share in ((0, 0), (25, 0.5), (50, 1), (80, 1)):
-        ours = np.concatenate([np.full(chance, -0.2), np.full(100 - chance, best)])
+    for chance, share in ((15, 0.3), (25, 0.5), (50, 1), (80, 1)):
+        ours = np.concatenate([np.full(chance, -0.4), np.full(100 - chance, best)])
         wanted = least + share * (0.9 * best - least)
         assert Agreement(ours, others).threshold(everyone) == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize("sure", [0.9, 0.3, 0.0])
-@pytest.mark.parametrize("part", [0.3, 0.45, 0.55, 1])
-def test_words_that_agree_half_as_well_as_sure_tokens_are_copied(sure, part):
-    """Unless they agree worse than chance; and so is all, where sure tokens agree no better."""
+@pytest.mark.parametrize("better", [0.5, 0.8, 0.86, 0.92])
+@pytest.mark.parametrize("versed", [True, False])
+def test_words_of_one_language_or_of_a_versed_source_are_copied(better, versed):
+    """Unless they agree worse than chance."""
     others = np.linspace(-0.5, 0.5, 101)
-    words = np.concatenate([np.full(60, part * sure), np.full(41, -0.45)])
-    unsure = np.arange(131) < 101
-    found = Agreement(np.concatenate([words, np.full(30, sure)]), np.resize(others, 131))
-    few = Agreement(*(cosines[:119] for cosines in (found.of_pairs, found.of_others)))
-    copied = part > 0.5 or not sure
-    assert (found.threshold(unsure) == pytest.approx(-0.4)) == copied
-    assert few.threshold(unsure[:119]) >= 0.4
+    words = np.repeat([0.6, -0.6], [round(100 * better), 100 - round(100 * better)])
+    unsure = np.arange(101) < 100
+    found = Agreement(np.append(words, 0.9), others)
+    copied = versed or better > 0.89
+    assert (found.threshold(unsure, versed=versed) == pytest.approx(-0.4, abs=0.01)) == copied
 
 
 def test_only_unsure_anchors_set_the_threshold():

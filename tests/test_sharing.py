@@ -166,6 +166,23 @@ def test_an_output_head_tells_what_tokens_mean(place: Path) -> None:
     assert done.remade() == done.remade(HEAD) == set(swapped)
 
 
+def test_a_source_that_was_trained_for_long_keeps_its_words(place: Path) -> None:
+    """In such a one, tokens have others beside them that are used alike. What a small helper says
+    of its words is worth less: only those that agree worse than chance are made."""
+    words = [*OLD[257:], *(f" more{number}" for number in range(300))]
+    tokenizer(place / "source", words, "metaspace", byte_pieces=True)
+    save_helper(place, np.random.default_rng(2).standard_normal((len(NEW), D_HELPER)))
+    rows = np.random.default_rng(3).standard_normal((257 + len(words), 96)).astype("f4")
+    used_alike = rows[np.arange(len(rows)) // 2 * 2] + np.float32(0.1) * rows
+    config = {"model_type": "llama", "vocab_size": len(rows), "eos_token_id": 0}
+    for table, least, most in ((rows, 0.7, 1), (used_alike, 0.02, 0.3)):
+        write_checkpoint(place / "source", {EMBEDDINGS: table}, config)
+        made = clpstream.convert(
+            place / "source", place / "helper", place / "target", overwrite=True
+        ).report.counts.remade
+        assert least < made / len(WORDS) < most
+
+
 @pytest.mark.parametrize("name", [EMBEDDINGS, HEAD])
 def test_a_remade_row_is_knn_s_without_its_own_anchor(place: Path, name: str) -> None:
     swapped = swap(place, WORDS[5:55])

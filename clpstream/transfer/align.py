@@ -164,7 +164,8 @@ class SelfLearning:
         self.unsure = np.setdiff1d(np.arange(x.shape[0]), sure)
         self.wanted = wanted
         self.frame = Frame.of(x)
-        self.length = min(1.0, max(_SHORTEST, learned(wanted, x) / LITTLE))
+        signal = learned(wanted, x)
+        self.length = 1.0 if signal is None else min(1.0, max(_SHORTEST, signal / LITTLE))
         self.sure_squares = _kept(lambda: self.squares(Selected(x, self.sure)))
 
     def __call__(self, anchors: Rows, words: Rows | None) -> LinearMap:

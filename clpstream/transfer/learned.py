@@ -24,7 +24,7 @@ _QUANTILE = 0.75
 _SEED = 0
 
 
-def learned(*tables: Rows) -> float:
+def learned(*tables: Rows) -> float | None:
     """By what part rows (n, d) are nearer to their nearest other row than rows of noise are.
 
     A model's rows are random numbers at first. A few minutes of training move them in a few
@@ -34,13 +34,13 @@ def learned(*tables: Rows) -> float:
     that were trained for an hour on a CPU, and 1 in those of the real world. The cosines that are
     compared are upper quartiles: a few tokens that are odd, or equal, don't count.
 
-    tables: rows (n_i, d), of which the first 2,000 in all are looked at. Infinite where there is no
+    tables: rows (n_i, d), of which the first 2,000 in all are looked at. None where there is no
     telling: for fewer than 500, and where d is less than 24.
     """
     some = _first(tables)
     count, wide = sum(rows.shape[0] for rows in some), tables[0].shape[1]
     if count < _FEWEST or wide < _NARROWEST:
-        return np.inf
+        return None
     width = min(wide, _WIDEST, count // _PER_DIRECTION)
     turn = _noise(wide, width)
     projected = [rows[block] @ turn for rows in some for block in blocks(rows)]
