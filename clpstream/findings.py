@@ -25,8 +25,7 @@ def row_warnings(plan: Plan, outliers: Mapping[str, Mapping[int, float]]) -> lis
             warnings.append(
                 "the helper looks hardly trained: its rows are nearer to their nearest others than "
                 f"random ones would be by {max(0, signal):.0%}, where an hour of training gives "
-                "30% and large models have 100%; with one that was trained longer, new rows are "
-                "better"
+                "30% and large models have 100%; train it for longer if the new rows are to be good"
             )
         for what, places in untrained(rows).items():
             if len(places):

@@ -31,7 +31,7 @@ def learned(*tables: Rows) -> float | None:
     directions, and leave noise in the others: with all directions made equal (rows are whitened),
     they stand as far from each other as those of a normal distribution, and this is about 0. Tokens
     that a model has learned have others beside them that are used alike: it is 0.3 to 0.4 in models
-    that were trained for an hour on a CPU, and 1 in those of the real world. The cosines that are
+    that were trained for an hour on a CPU, and 1 or more in large ones. The cosines that are
     compared are upper quartiles: a few tokens that are odd, or equal, don't count.
 
     tables: rows (n_i, d), of which the first 2,000 in all are looked at. None where there is no
