@@ -6,9 +6,9 @@ from functools import cache
 
 import numpy as np
 
-from clpstream.memory import block_bytes
 from clpstream.transfer.linear import Frame, Framed
-from clpstream.transfer.rows import Doubles, Floats, Rows, Selected, blocks
+from clpstream.transfer.rows import Doubles, Rows, Selected, Unit, blocks
+from clpstream.transfer.search import Queries, nearest
 
 LITTLE = 0.23
 """Of `learned`, below which some of the rows' length is noise."""
@@ -73,18 +73,13 @@ def _upper(rows: Doubles) -> float:
     return float(np.quantile(_nearest(rows), _QUANTILE))
 
 
-def _nearest(rows: Doubles) -> Floats:
+def _nearest(rows: Doubles) -> Doubles:
     """The cosine (n,) of each row (n, d) with its nearest other one, when they are whitened."""
-    count = len(rows)
     rows = rows - rows.mean(axis=0)
     values, vectors = np.linalg.eigh(rows.T @ rows)
-    kept = values > 1e-12 * values[-1]
-    white = (rows @ (vectors[:, kept] / np.sqrt(values[kept]))).astype(np.float32)
-    white /= np.maximum(np.linalg.norm(white, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    nearest = np.empty(count, np.float32)
-    step = max(1, block_bytes() // (4 * count))
-    for start in range(0, count, step):
-        scores = white[start : start + step] @ white.T
-        np.fill_diagonal(scores[:, start:], -1)
-        nearest[start : start + step] = scores.max(axis=1)
-    return nearest
+    known = values > 1e-12 * values[-1]
+    vectors[:, known] /= np.sqrt(values[known])
+    vectors[:, ~known] = 0
+    white = Unit((rows @ vectors).astype(np.float32), None)
+    every = np.arange(len(rows))
+    return nearest(Queries(white, every, every), white, 1)[0][:, 0]
