@@ -145,7 +145,7 @@ class GpuSum(Sum):
 
     def __init__(self, arrays: GpuArrays, shape: tuple[int, int]) -> None:
         self._arrays = arrays
-        self._there = arrays.library.zeros(shape, "float64")
+        self._there = arrays.backend.zeros(shape, "float64")
 
     def add(self, left: npt.NDArray[Any], right: npt.NDArray[Any]) -> None:
         """See `Sum.add`."""
@@ -162,17 +162,17 @@ class GpuArrays(Arrays):
     """See `Arrays`."""
 
     def __init__(self, library: Library) -> None:
-        self.library = library
+        self.backend = library
         self.full = (library.out_of_memory,)
         self._held = _Kept(self._copy)
 
     def sent(self, array: npt.NDArray[Any]) -> Any:
         """See `Arrays.sent`."""
-        return self.library.sent(array)
+        return self.backend.sent(array)
 
     def fetched(self, matrix: Any) -> npt.NDArray[Any]:
         """See `Arrays.fetched`."""
-        return self.library.fetched(matrix)
+        return self.backend.fetched(matrix)
 
     def held(self, rows: Any) -> Any:
         """See `Arrays.held`."""
@@ -180,15 +180,15 @@ class GpuArrays(Arrays):
 
     def zeros(self, shape: tuple[int, ...]) -> Any:
         """See `Arrays.zeros`."""
-        return self.library.zeros(shape, "float32")
+        return self.backend.zeros(shape, "float32")
 
     def taken(self, matrix: Any, ids: Ids) -> Any:
         """See `Arrays.taken`."""
-        return matrix[self.library.sent(ids)]
+        return matrix[self.backend.sent(ids)]
 
     def norms(self, matrix: Any) -> Floats:
         """See `Arrays.norms`."""
-        norms: Floats = np.sqrt(self.library.fetched((matrix * matrix).sum(1)))
+        norms: Floats = np.sqrt(self.backend.fetched((matrix * matrix).sum(1)))
         return norms
 
     def dots(self, left: Floats, rows: Any, ids: Ids) -> npt.NDArray[np.float64]:
@@ -198,23 +198,23 @@ class GpuArrays(Arrays):
         step = max(1, self._room() // (16 * max(1, ids.shape[1]) * left.shape[1]))
         for start in range(0, len(ids), step):
             some = slice(start, start + step)
-            near = self.library.doubles(self.taken(rows, ids[some]))
-            ours = self.library.doubles(self.sent(left[some]))
+            near = self.backend.doubles(self.taken(rows, ids[some]))
+            ours = self.backend.doubles(self.sent(left[some]))
             found[some] = self.fetched((near @ ours[:, :, None])[:, :, 0])
         return found
 
     def product(self, left: Any, right: Any) -> npt.NDArray[Any]:
         """See `Arrays.product`."""
-        return self.library.fetched(self._there(left) @ self._there(right))
+        return self.backend.fetched(self._there(left) @ self._there(right))
 
     def eigh(self, matrix: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """See `Arrays.eigh`."""
-        values, vectors = self.library.linalg.eigh(self.library.sent(matrix))
-        return self.library.fetched(values), self.library.fetched(vectors)
+        values, vectors = self.backend.linalg.eigh(self.backend.sent(matrix))
+        return self.backend.fetched(values), self.backend.fetched(vectors)
 
     def inverse(self, matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """See `Arrays.inverse`."""
-        return self.library.fetched(self.library.linalg.inv(self.library.sent(matrix)))
+        return self.backend.fetched(self.backend.linalg.inv(self.backend.sent(matrix)))
 
     def sum(self, shape: tuple[int, int]) -> Sum:
         """See `Arrays.sum`."""
@@ -230,28 +230,28 @@ class GpuArrays(Arrays):
         scores, places = [], []
         for start in range(0, rows.shape[0], step):
             part = queries @ rows[start : start + step].T
-            best, found = self.library.largest(
+            best, found = self.backend.largest(
                 abs(part) if magnitude else part, min(k, part.shape[1])
             )
-            scores.append(self.library.fetched(best))
-            places.append(self.library.fetched(found) + start)
+            scores.append(self.backend.fetched(best))
+            places.append(self.backend.fetched(found) + start)
         return _first(np.hstack(scores), np.hstack(places), k)
 
     def _room(self) -> int:
         """Bytes of what is made there and not kept."""
-        return min(_SCORES, self.library.free() // 4)
+        return min(_SCORES, self.backend.free() // 4)
 
     def _there(self, matrix: Any) -> Any:
-        return self.library.sent(matrix) if isinstance(matrix, np.ndarray) else matrix
+        return self.backend.sent(matrix) if isinstance(matrix, np.ndarray) else matrix
 
     def _copy(self, rows: Any) -> Any:
         """Rows as a matrix there; None if they take more than half of what is free."""
         dtype = rows.dtype if isinstance(rows, np.ndarray) else np.dtype(np.float32)
-        if dtype.itemsize * prod(rows.shape) > self.library.free() // 2:
+        if dtype.itemsize * prod(rows.shape) > self.backend.free() // 2:
             return None
-        matrix = self.library.zeros(rows.shape, dtype.name)
+        matrix = self.backend.zeros(rows.shape, dtype.name)
         for block in _blocks(rows):
-            matrix[block] = self.library.sent(rows[block])
+            matrix[block] = self.backend.sent(rows[block])
         return matrix
 
 
@@ -329,7 +329,7 @@ def open_gpu(number: int) -> Device:
     arrays = _tried("torch", lambda: GpuArrays(Torch.on_gpu(number)), why)
     arrays = arrays or _tried("CuPy", lambda: GpuArrays(CuPy(number)), why)
     if arrays is not None:
-        names = arrays.library.name if search is None else f"{search.name}, {arrays.library.name}"
+        names = arrays.backend.name if search is None else f"{search.name}, {arrays.backend.name}"
         return Device(f"cuda:{number} ({names})", arrays, search or GpuSearch(arrays))
     if search is not None:
         return Device(f"cuda:{number} ({search.name})", Arrays(), search)

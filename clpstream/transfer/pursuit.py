@@ -101,7 +101,7 @@ class Room:
             from clpstream.gpu import GpuArrays
 
             assert isinstance(arrays, GpuArrays)
-            fitting = arrays.library.free() // (4 * row)
+            fitting = arrays.backend.free() // (4 * row)
             return Anchors(units, exact, None, min(_LARGEST_BATCH, max(1, fitting)), arrays)
         if self.units:
             units = np.empty(exact.shape, np.float32)
