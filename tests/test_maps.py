@@ -11,9 +11,9 @@ from truths import helper_and_source, relative_error, unit
 
 from clpstream import TransferError
 from clpstream.memory import limited_to
-from clpstream.transfer import NO_ANCHOR, Align, Procrustes, Table
+from clpstream.transfer import NO_ANCHOR, Align, Procrustes, Table, linear
 from clpstream.transfer.align import mutual, similarities
-from clpstream.transfer.linear import Scaled, factors, pairs_of, rotation
+from clpstream.transfer.linear import Scaled, factors, pairs_of, polar, rotation, rough_polar
 
 pytestmark = pytest.mark.usefixtures("roomy_or_lean")
 
@@ -70,6 +70,22 @@ def trimmed(x, y, trim, rounds):
         best = np.argsort(-agreement, kind="stable")
         kept = np.sort(kept[best[: max(1, round(len(kept) * (1 - trim)))]])
     return kept
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (60, 40)])
+def test_a_rough_rotation_has_the_directions_of_which_most_is_known(monkeypatch, shape):
+    monkeypatch.setattr(linear, "ROUGH_DIRECTIONS", 12)
+    generator = np.random.default_rng(0)
+    left, right = (turn(generator, size)[:, :40] for size in shape)
+    values = np.r_[np.linspace(3, 1, 12), np.linspace(1e-2, 1e-4, 28)]
+    found = rough_polar(((left * values) @ right.T).astype(np.float32))
+    assert np.abs(found - left[:, :12] @ right[:, :12].T).max() < 1e-4
+
+
+def test_a_rough_rotation_is_exact_where_there_are_few_directions(monkeypatch):
+    products = np.random.default_rng(0).standard_normal((12, 20)).astype(np.float32)
+    monkeypatch.setattr(linear, "ROUGH_DIRECTIONS", 12)
+    assert np.array_equal(rough_polar(products), polar(products))
 
 
 @pytest.mark.parametrize("shape", [(7, 12), (12, 7), (9, 9)])

@@ -23,6 +23,7 @@ from clpstream.progress import Progress
 from clpstream.sharing import settle
 from clpstream.transfer import Align, Procrustes
 from clpstream.transfer.align import POOL
+from clpstream.transfer.linear import ROUGH_DIRECTIONS as ROUGH
 
 METHODS = ("paper", "clp", "ridge", "procrustes", "align", "knn")
 
@@ -83,25 +84,31 @@ def fitted(method: str, x: Floats, y: Floats, wanted: Floats, tables: int) -> It
     elif method == "procrustes":
         for _ in range(tables):
             products = x.T @ y
-            slopes = decomposed(products)[1]
             for _ in range(Procrustes().rounds):
-                apply(x, slopes)
-                slopes = decomposed(products)[1]
-            yield slopes
+                apply(x, rough(products))
+            yield decomposed(products)[1]
     else:
         yield from aligned(x, y, wanted[:POOL], tables)
 
 
 def aligned(x: Floats, y: Floats, pool: Floats, tables: int) -> Iterator[Floats]:
     """Half of the pool are found to be pairs, as with real models."""
-    products, inverse = [x.T @ y for _ in range(tables)], inverted(x)
+    products, squares = [x.T @ y for _ in range(tables)], x.T @ x
+    theirs, pairs = [y.T @ y for _ in range(tables)], slice(POOL // 2)
     for _ in range(Align().rounds):
         for one in products:
-            search(pool @ (decomposed(one)[1] + inverse @ one), y[:POOL])
-        pairs = slice(POOL // 2)
-        inverse = inverted(pool[pairs])
+            search(pool @ rough(one), y[:POOL])
         products = [one + pool[pairs].T @ y[pairs] for one in products]
-    yield from (decomposed(one)[1] + inverse @ one for one in products)
+    for one, of_source in zip(products, theirs, strict=True):
+        yield tempered(one, squares + pool[pairs].T @ pool[pairs], of_source)
+
+
+def tempered(products: Floats, squares: Floats, of_source: Floats) -> Floats:
+    """Between rotation and regression."""
+    turn, regression = decomposed(products)[1], inverted(squares) @ products
+    turned = turn.T @ (squares @ turn)
+    rest = (regression - turn) @ inverted(of_source + turned)
+    return turn + rest @ turned
 
 
 def decomposed(products: Floats) -> tuple[Floats, Floats]:
@@ -113,10 +120,20 @@ def decomposed(products: Floats) -> tuple[Floats, Floats]:
     return vectors.astype(np.float32), root if root.shape == products.shape else root.T
 
 
-def inverted(x: Floats) -> Floats:
-    squares = (x.T @ x).astype(np.float64)
-    squares[np.diag_indices_from(squares)] += squares.trace() / len(squares)
-    found: Floats = np.linalg.inv(squares).astype(np.float32)
+def rough(products: Floats) -> Floats:
+    """The rotation of 512 directions, where there are more."""
+    if min(products.shape) <= ROUGH:
+        return decomposed(products)[1]
+    basis = decomposed(products[:ROUGH] @ products.T)[1]
+    basis = decomposed((basis @ products) @ products.T)[1]
+    return basis.T @ decomposed(basis @ products)[1]
+
+
+def inverted(squares: Floats) -> Floats:
+    """That of squares and a penalty."""
+    penalised = squares.astype(np.float64)
+    penalised[np.diag_indices_from(penalised)] += squares.trace() / len(squares)
+    found: Floats = np.linalg.inv(penalised).astype(np.float32)
     return found
 
 

@@ -84,7 +84,8 @@ class Align:
         how often the rotation finds the pairs that are fitted on next: of the 3,000 most frequent
         wanted tokens and the 3,000 most frequent words of the source, those that are each other's
         nearest (by CSLS, Conneau et al. 2018, arXiv 1710.04087), besides the shared tokens that
-        keep their rows. It is the self-learning of Artetxe, Labaka & Agirre (2018, arXiv
+        keep their rows. These rotations have the 512 directions of which most is known, where there
+        are more. It is the self-learning of Artetxe, Labaka & Agirre (2018, arXiv
         1805.06297): tokens that are written alike in two languages often mean different things, and
         a few hundred that don't are enough to begin with.
 
@@ -201,12 +202,8 @@ class _View:
         """Whether there are wanted tokens and words to pair."""
         return bool(self._wanted.shape[0] and self._frequent.shape[0])
 
-    def rotation(self, found: tuple[Ids, Ids] | None) -> LinearMap:
-        """That of all anchors; if pairs of the pools were found, of these and the sure anchors."""
-        return rotation(self._pairs(found))
-
     def fit(self, found: tuple[Ids, Ids] | None) -> LinearMap:
-        """W of the same pairs."""
+        """W, of all anchors; if pairs of the pools were found, of these and the sure anchors."""
         helper, pairs = self._helper, self._pairs(found)
         turned = rotation(pairs)
         if pairs.x_squares and pairs.y_squares:
@@ -230,7 +227,7 @@ class _View:
         """The pools' rows less their means, the wanted ones turned by the map of what was found:
         block by block, since held, they would lie beside their cosines."""
         center, other = self._means
-        fitted = replace(self.rotation(found), x_mean=center)
+        fitted = replace(rotation(self._pairs(found), rough=True), x_mean=center)
         if lean():  # to lie beside the fit of another
             slopes = _aside(fitted.slopes.shape)
             slopes[...] = fitted.slopes
@@ -284,7 +281,9 @@ def _temper(
     both = _squares_about(pairs.y, [Framed(part, pairs.frames.y) for part in rows])
     both *= _EXCESS
     for columns in column_blocks(both):
-        both[:, columns] += arrays.fetched(turn.T @ (there @ turn[:, columns]))
+        above = turn[:, : columns.stop].T
+        both[: columns.stop, columns] += arrays.fetched(above @ (there @ turn[:, columns]))
+    _mirrored(both)
     both[np.diag_indices_from(both)] += _FLOOR * both.trace() / len(both)
     inverted = arrays.sent(inverse(both))
     for part in blocks(slopes):
@@ -322,7 +321,7 @@ def _regression(pairs: Pairs, squares: Floats) -> Floats:
 
 
 def _squares_about(center: Doubles, tables: Sequence[Rows]) -> Floats:
-    """YᵀY, (d, d), of all tables' rows less a center."""
+    """YᵀY, (d, d), of all tables' rows less a center; its upper triangle alone."""
     arrays, squares = device().arrays, _aside((len(center), len(center)))
     for rows in tables:
         for block in blocks(rows):
@@ -330,8 +329,15 @@ def _squares_about(center: Doubles, tables: Sequence[Rows]) -> Floats:
             there = arrays.sent(ours)
             for columns in column_blocks(squares):
                 part = np.ascontiguousarray(ours[:, columns])
-                squares[:, columns] += arrays.product(there.T, part)
+                above = there[:, : columns.stop].T
+                squares[: columns.stop, columns] += arrays.product(above, part)
     return squares
+
+
+def _mirrored(squares: Floats) -> None:
+    """Fill in a symmetric matrix of which the upper triangle is known, in place."""
+    for columns in column_blocks(squares):
+        squares[columns, : columns.start] = squares[: columns.start, columns].T
 
 
 def _pool(rows: Rows) -> Rows:

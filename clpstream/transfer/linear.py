@@ -17,6 +17,8 @@ from clpstream.transfer.rows import Doubles, Floats, Rows, blocks, bounds, less
 
 _RESOLUTION = 1e-6
 """Singular values below this part of the largest are rounding, and so are their vectors."""
+ROUGH_DIRECTIONS = 512
+"""Directions of a rough rotation, and those of the largest that is made exactly all the same."""
 _INVERTED_WHOLE = 256
 """Rows: halves of fewer are not made, since LAPACK's seven times their memory is little."""
 _SAMPLE = 256
@@ -265,6 +267,24 @@ def polar(products: Floats) -> Floats:
     return found if wide else found.T
 
 
+def rough_polar(products: Floats) -> Floats:
+    """U Vᵀ, (d_helper, d_source), of about the 512 directions of which XᵀY says most: those of all,
+    where there are no more.
+
+    It takes a tenth of the time of `polar`. By randomised subspace iteration (Halko, Martinsson &
+    Tropp 2011, algorithm 4.4, one step): orthonormal rows B, of which (XᵀY)ᵀ B is nearly all there
+    is; then U Vᵀ = Bᵀ polar(B XᵀY).
+    """
+    if min(products.shape) <= ROUGH_DIRECTIONS:
+        return polar(products)
+    arrays = device().arrays
+    generator = np.random.default_rng(0)
+    start = generator.standard_normal((ROUGH_DIRECTIONS, products.shape[1]), np.float32)
+    basis = polar(arrays.product(start, products.T))
+    basis = polar(arrays.product(arrays.product(basis, products), products.T))
+    return arrays.product(basis.T, polar(arrays.product(basis, products)))
+
+
 def eigenvectors(squares: Doubles) -> tuple[Doubles, Matrix]:
     """Eigenvalues (n,) and eigenvectors (n, n) of a symmetric matrix with no negative ones."""
     if not lean():
@@ -326,12 +346,13 @@ def _outer_squares(products: Matrix) -> Doubles:
     return squares.total()
 
 
-def rotation(pairs: Pairs) -> LinearMap:
+def rotation(pairs: Pairs, *, rough: bool = False) -> LinearMap:
     """Orthogonal Procrustes (Schönemann 1966), with a scale that gives the turned rows Y's spread.
 
-    Directions of which XᵀY says nothing are left out.
+    Directions of which XᵀY says nothing are left out; those of which it says little too, if it may
+    be `rough`: enough to tell which rows lie close to which.
     """
-    slopes = polar(pairs.products)
+    slopes = (rough_polar if rough else polar)(pairs.products)
     scale = np.sqrt(pairs.y_squares / pairs.x_squares) if pairs.x_squares else 0.0
     slopes *= np.float32(scale * pairs.frames.y.scale / pairs.frames.x.scale)
     return LinearMap(pairs.x_mean, pairs.y_mean, slopes)
