@@ -22,7 +22,7 @@ from clpstream import Clp, DeviceError, Knn, Omp, device, evaluate
 from clpstream.cli import cli
 from clpstream.device import Arrays, find, on_device
 from clpstream.memory import limited_to
-from clpstream.transfer import agreement_of
+from clpstream.transfer import agreement_of, linear
 
 IN_PARTS = 32 * 4 * 24 * 50
 """Memory with which 50 rows of the helper make a block."""
@@ -307,7 +307,8 @@ def test_a_gpu_that_rounds_to_tf32_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("method", ["align", "clp", "knn", "omp", "procrustes", "ridge"])
 @pytest.mark.parametrize("gpu", ["cupy", *REAL], indirect=True)
-def test_a_conversion_says_which_device_it_used(method, pair, gpu):
+def test_a_conversion_says_which_device_it_used(method, pair, gpu, monkeypatch):
+    monkeypatch.setattr(linear, "ROUGH_DIRECTIONS", 4)  # fewer than there are
     made = {}
     for name in ("cpu", "cuda"):
         output = pair.output.with_name(name)

@@ -280,9 +280,10 @@ def rough_polar(products: Floats) -> Floats:
     arrays = device().arrays
     generator = np.random.default_rng(0)
     start = generator.standard_normal((ROUGH_DIRECTIONS, products.shape[1]), np.float32)
-    basis = polar(arrays.product(start, products.T))
-    basis = polar(arrays.product(arrays.product(basis, products), products.T))
-    return arrays.product(basis.T, polar(arrays.product(basis, products)))
+    there = arrays.sent(products)
+    basis = polar(arrays.product(start, there.T))
+    basis = polar(arrays.product(arrays.product(basis, there), there.T))
+    return arrays.product(basis.T, polar(arrays.product(basis, there)))
 
 
 def eigenvectors(squares: Doubles) -> tuple[Doubles, Matrix]:
