@@ -277,9 +277,9 @@ def _conversion_options(command: Command) -> Command:
             show_default=True,
             help="The rows of shared tokens. copy: the source's, bit for bit, as in the paper. "
             "map: those of words and parts of words are made as if they were missing, since tokens "
-            "that are written alike often mean different things in two languages. auto: those on "
-            "which the two models' rows don't agree. Symbols, numbers, bytes and special tokens "
-            "are always copied.",
+            "that are written alike often mean different things in two languages. auto: those of "
+            "another language on which the two models' rows don't agree. Symbols, numbers, bytes "
+            "and special tokens are always copied.",
         ),
         _option(
             "--dry-run",

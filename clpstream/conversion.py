@@ -117,7 +117,8 @@ def convert(
     match: how tokens are matched, see `clpstream.match`.
     shared: what becomes of tokens that both vocabularies have. "copy" keeps their source rows, bit
     for bit; "map" makes the rows of words and parts of words as if they were missing; "auto" those
-    of which the models' rows don't agree. Symbols, numbers, bytes and special tokens are copied.
+    of another language of which the models' rows don't agree. Symbols, numbers, bytes and special
+    tokens are copied.
     map_tokens: target token -> the source token whose row it gets, or text that the source splits.
     pieces: how a row is made from those of several source tokens: "mean" (the default); "ends", the
     last for input embeddings and the first for output heads; or "first" (the default of "subword"),

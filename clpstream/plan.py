@@ -49,7 +49,13 @@ from clpstream.output.side_files import side_files
 from clpstream.output.writing import writing_bytes
 from clpstream.transfer import METHODS, Clp, Method, Subword, agreement_bytes
 from clpstream.transfer.held_out import judging_bytes
-from clpstream.vocabulary import Match, Vocabulary, read_vocabulary, tokenizer_class
+from clpstream.vocabulary import (
+    Match,
+    Vocabulary,
+    of_one_language,
+    read_vocabulary,
+    tokenizer_class,
+)
 
 Shared = Literal["auto", "copy", "map"]
 Pieces = Literal["mean", "ends", "first"]
@@ -60,8 +66,6 @@ that are not here are to compare with."""
 
 _SPARE_ROWS = 1024
 _MOST_PADDING = 1 << 16
-_NEARLY_ALL = 0.99
-"""Part of the source's tokens that a target has which extends its vocabulary."""
 _MOST_WORDS = 3000
 
 
@@ -84,6 +88,8 @@ class Plan:
     has one table for both, and beside its input embeddings, which then only tell what tokens mean.
     head: its output head, where it and the source have their own.
     words: ids of the source's most frequent words, the most frequent first.
+    doubtful: which of the origins' words may mean something else in each model, since they are not
+    of a language that both vocabularies are made for.
     method: to be chosen among CHOICES if `automatic`. mrr: what it was chosen by, once it is: the
     mean reciprocal rank by method (see `clpstream.evaluate`).
     spare: source ids that no token has. base_rows: rows of the source's vocabulary tensors, but
@@ -105,6 +111,7 @@ class Plan:
     origins: Origins
     spare: npt.NDArray[np.int64]
     words: npt.NDArray[np.int64]
+    doubtful: npt.NDArray[np.bool_]
     base_rows: int
     method: Method
     shared: Shared
@@ -238,7 +245,8 @@ def make_plan(
         multiple_of=pad_to_multiple_of,
         splitting=splitting,
     )
-    if not rule.reads_helper or (shared == "auto" and _extends(old, origins)):
+    doubtful = ~of_one_language(old, new, origins.copied[: new.size], origins.words)
+    if not rule.reads_helper or (shared == "auto" and not doubtful.any()):
         shared = "copy"
     tokenizer_directory = Path(helper) if tokenizer is None else Path(tokenizer)
     files = side_files(big.directory, tokenizer_directory)
@@ -263,6 +271,7 @@ def make_plan(
         origins=origins,
         spare=_spare(old, base_rows),
         words=frequent_words(old, source_rows),
+        doubtful=doubtful,
         base_rows=base_rows,
         method=rule,
         automatic=method == AUTO,
@@ -299,12 +308,6 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise TransferError(f"{name} is {value!r}; it can be {', '.join(choices)}")
 
 
-def _extends(source: Vocabulary, origins: Origins) -> bool:
-    """Whether the target has nearly all of the source's tokens: then it is the source's vocabulary
-    with more in it, and not another language's, and the tokens go on meaning what they did."""
-    return len(np.unique(origins.copied[origins.shared])) >= _NEARLY_ALL * len(source)
-
-
 def _base_rows(source: Checkpoint, vocabulary: Vocabulary, rows: int) -> int:
     """How many rows of the source's tables are for its vocabulary, padding included."""
     size = vocabulary_size(source.config, rows)
@@ -320,10 +323,8 @@ def _spare(vocabulary: Vocabulary, rows: int) -> npt.NDArray[np.int64]:
 
 
 def frequent_words(vocabulary: Vocabulary, rows: int) -> npt.NDArray[np.int64]:
-    """Up to 3,000 ids of words with a row. Trainers give the low ids to frequent tokens."""
-    ids = range(min(vocabulary.size, rows))
-    words = (token for token in ids if vocabulary.is_word(token))
-    return np.fromiter(islice(words, _MOST_WORDS), np.int64)
+    """Up to 3,000 ids of words with a row, the most frequent first."""
+    return np.fromiter(islice(vocabulary.words(rows), _MOST_WORDS), np.int64)
 
 
 def _method(method: str | Method) -> Method:

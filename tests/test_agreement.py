@@ -83,16 +83,15 @@ def test_the_threshold_moves_with_what_chance_explains():
         assert Agreement(ours, others).threshold(everyone) == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize("better", [0.5, 0.8, 0.86, 0.92])
-@pytest.mark.parametrize("versed", [True, False])
-def test_words_of_one_language_or_of_a_versed_source_are_copied(better, versed):
+@pytest.mark.parametrize("better", [0.5, 0.92])
+def test_words_of_a_versed_source_are_copied(better):
     """Unless they agree worse than chance."""
     others = np.linspace(-0.5, 0.5, 101)
     words = np.repeat([0.6, -0.6], [round(100 * better), 100 - round(100 * better)])
     unsure = np.arange(101) < 100
     found = Agreement(np.append(words, 0.9), others)
-    copied = versed or better > 0.89
-    assert (found.threshold(unsure, versed=versed) == pytest.approx(-0.4, abs=0.01)) == copied
+    assert found.threshold(unsure, versed=True) == pytest.approx(-0.4, abs=0.01)
+    assert found.threshold(unsure) > 0.4
 
 
 def test_only_unsure_anchors_set_the_threshold():

@@ -19,9 +19,6 @@ that agree less than this part do."""
 _BEST = 0.99
 """The quantile of the agreement that counts as the best one: single tokens may be odd."""
 _OF_BEST = 0.9
-_SAME = 0.89
-"""How often words agree better than random pairs if they are of one language: from 0.89 to 0.98 of
-them do, where those of two languages have 0.69 to 0.88."""
 _TOGETHER = 256
 """Pairs that are judged at once, whatever memory there is: it decides which others chance is."""
 _NOTHING = -40.0
@@ -50,16 +47,14 @@ class Agreement:
 
         versed: the source was trained for so long that it knows words of many languages; what a
         small helper says of them is worth less than its rows. Of such a source all are taken for
-        the same, but for those that agree worse than chance, and so are they if they agree as well
-        as words of one language do. Otherwise a token must agree nine tenths as well as the best
-        do, since many that don't mean the same stand in similar places all the same; less is asked
-        the more of them agree better than chance, up to half of them.
+        the same, but for those that agree worse than chance. Otherwise a token must agree nine
+        tenths as well as the best do, since many that don't mean the same stand in similar places
+        all the same; less is asked the more of them agree better than chance, up to half of them.
         """
         ours, others = self.of_pairs[unsure], self.of_others[unsure]
         if not len(ours):
             return -1.0
-        better = np.searchsorted(np.sort(others), ours).mean() / len(others)
-        if versed or better >= _SAME:
+        if versed:
             return float(np.quantile(others, 1 - _CHANCE))
         least = float(np.quantile(others, _CHANCE))
         most = max(least, _OF_BEST * float(np.quantile(ours, _BEST)))

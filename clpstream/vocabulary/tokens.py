@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +61,11 @@ class Vocabulary:
             return any(character.isalpha() for character in text.decode())
         except UnicodeDecodeError:
             return False
+
+    def words(self, rows: int | None = None) -> Iterator[int]:
+        """The ids of words, of those below `rows` if given. Trainers give the low ids to frequent
+        tokens."""
+        return filter(self.is_word, range(self.size if rows is None else min(self.size, rows)))
 
     def falls_back(self, token: int) -> bool:
         """Whether the token is a byte that is used where no piece fits, such as `<0x0A>`."""

@@ -1,0 +1,59 @@
+"""Whether words mean the same in two vocabularies, as far as the vocabularies themselves tell."""
+
+from __future__ import annotations
+
+import unicodedata
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+
+from clpstream.vocabulary.tokens import Vocabulary
+
+Ids = npt.NDArray[np.int64]
+
+_MOST = 0.65
+"""Part of a vocabulary's frequent words that one of the same language has, at least: 0.9 where both
+have that language only, 0.7 where one has many, where two languages share 0.56 at most."""
+_LOOKED_AT = 10_000
+"""Words, the most frequent first, among which those of each script are looked for."""
+_FREQUENT = 3_000
+"""Of a script: other words are frequent in one tokenizer's text, and not in another's."""
+_FEWEST = 100
+"""Of a script: most vocabularies have single letters of many."""
+
+
+def of_one_language(
+    source: Vocabulary, target: Vocabulary, source_of: Ids, words: Ids
+) -> npt.NDArray[np.bool_]:
+    """Which of some target words (n,) are of a language that both vocabularies are made for.
+
+    source_of: (target ids,) the source token that is the same, or a negative number. A script's
+    words are of one language where one of the vocabularies has most of the frequent words that the
+    other one has in that script: so the Latin words of a Russian vocabulary are English where an
+    English one has most of them, and strangers to a German one.
+    """
+    shared = np.flatnonzero(source_of >= 0)
+    sides = ((source, source_of[shared]), (target, shared))
+    scripts = {
+        script
+        for vocabulary, known in sides
+        for script, frequent in _frequent_words(vocabulary).items()
+        if len(frequent) >= _FEWEST and np.isin(frequent, known).mean() >= _MOST
+    }
+    return np.array([_script(target, token) in scripts for token in words.tolist()], bool)
+
+
+def _frequent_words(vocabulary: Vocabulary) -> dict[str, list[int]]:
+    """By script."""
+    found: dict[str, list[int]] = {}
+    for token in islice(vocabulary.words(), _LOOKED_AT):
+        found.setdefault(_script(vocabulary, token), []).append(token)
+    return {script: tokens[:_FREQUENT] for script, tokens in found.items()}
+
+
+def _script(vocabulary: Vocabulary, word: int) -> str:
+    """That of its first letter: the first word of the character's name, such as CYRILLIC."""
+    text = (vocabulary.text[word] or b"").decode()
+    letter = next(character for character in text if character.isalpha())
+    return unicodedata.name(letter, "").partition(" ")[0]
