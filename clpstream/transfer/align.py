@@ -24,7 +24,6 @@ from clpstream.transfer.linear import (
     Pairs,
     Scaled,
     column_blocks,
-    gram,
     inverse,
     pairs_of,
     rotation,
@@ -39,7 +38,6 @@ from clpstream.transfer.rows import (
     Selected,
     Unit,
     blocks,
-    less,
     mean,
 )
 
@@ -167,15 +165,11 @@ class SelfLearning:
         self.frame = Frame.of(x)
         signal = learned(wanted, x)
         self.length = 1.0 if signal is None else min(1.0, max(_SHORTEST, signal / LITTLE))
-        self.sure_squares = _kept(lambda: self.squares(Selected(x, self.sure)))
+        self.sure_squares = _kept(lambda: _squares_of(self.frame, [Selected(x, self.sure)]))
 
     def __call__(self, anchors: Rows, words: Rows | None) -> LinearMap:
         """See `Fit`."""
         return next(_maps(self.method, [_View(self, anchors, words)]))
-
-    def squares(self, x: Rows) -> Floats:
-        """XᵀX in the frame, in the precision that products of blocks have."""
-        return gram(Framed(x, self.frame))[0].astype(np.float32)
 
 
 class _View:
@@ -208,7 +202,8 @@ class _View:
         turned = rotation(pairs)
         if pairs.x_squares and pairs.y_squares:
             x, y = self._unsure(found)
-            squares = helper.sure_squares() + helper.squares(x)  # not beside the rotation's own
+            # not beside the rotation's own
+            squares = helper.sure_squares() + _squares_of(helper.frame, [x])
             rows = (Selected(self._anchors, helper.sure), y)
             _temper(turned.slopes, pairs, squares, rows, helper.length)
         return turned
@@ -278,12 +273,11 @@ def _temper(
     regression = _regression(pairs, squares)
     arrays = device().arrays
     there, turn = arrays.sent(squares), arrays.sent(slopes)
-    both = _squares_about(pairs.y, [Framed(part, pairs.frames.y) for part in rows])
+    both = _squares_of(pairs.frames.y, rows)
+    subtract_mean(both, pairs.y, pairs.count)
     both *= _EXCESS
     for columns in column_blocks(both):
-        above = turn[:, : columns.stop].T
-        both[: columns.stop, columns] += arrays.fetched(above @ (there @ turn[:, columns]))
-    _mirrored(both)
+        both[:, columns] += arrays.fetched(turn.T @ (there @ turn[:, columns]))
     both[np.diag_indices_from(both)] += _FLOOR * both.trace() / len(both)
     inverted = arrays.sent(inverse(both))
     for part in blocks(slopes):
@@ -320,24 +314,22 @@ def _regression(pairs: Pairs, squares: Floats) -> Floats:
     return slopes
 
 
-def _squares_about(center: Doubles, tables: Sequence[Rows]) -> Floats:
-    """YᵀY, (d, d), of all tables' rows less a center; its upper triangle alone."""
-    arrays, squares = device().arrays, _aside((len(center), len(center)))
+def _squares_of(frame: Frame, tables: Sequence[Rows]) -> Floats:
+    """XᵀX, (d, d), of all tables' rows in a frame; half of it is made, since it is symmetric."""
+    arrays, width = device().arrays, tables[0].shape[1]
+    squares = _aside((width, width))
     for rows in tables:
-        for block in blocks(rows):
-            ours = less(rows[block], center)
+        framed = Framed(rows, frame)
+        for block in blocks(framed):
+            ours = framed[block]
             there = arrays.sent(ours)
             for columns in column_blocks(squares):
                 part = np.ascontiguousarray(ours[:, columns])
                 above = there[:, : columns.stop].T
                 squares[: columns.stop, columns] += arrays.product(above, part)
-    return squares
-
-
-def _mirrored(squares: Floats) -> None:
-    """Fill in a symmetric matrix of which the upper triangle is known, in place."""
     for columns in column_blocks(squares):
         squares[columns, : columns.start] = squares[: columns.start, columns].T
+    return squares
 
 
 def _pool(rows: Rows) -> Rows:
