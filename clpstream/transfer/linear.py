@@ -168,13 +168,12 @@ def pairs_of(
     )
 
 
-def gram(framed: Rows, dtype: npt.DTypeLike = np.float32) -> tuple[Doubles, Doubles]:
-    """XᵀX (d, d) of rows in a frame, and their mean (d,): products of blocks in `dtype`, sums in
-    float64."""
+def gram(framed: Rows) -> tuple[Doubles, Doubles]:
+    """XᵀX (d, d) of rows in a frame, and their mean (d,): all in float64."""
     total = device().arrays.sum((framed.shape[1], framed.shape[1]))
     mean = np.zeros(framed.shape[1])
     for block in blocks(framed):
-        rows = framed[block].astype(dtype, copy=False)
+        rows = exactly(framed[block])
         total.add(rows, rows)
         mean += rows.sum(axis=0, dtype=np.float64) / framed.shape[0]
     return total.total(), mean

@@ -95,7 +95,7 @@ class PreparedRidge:
     def __init__(self, anchors: Rows, wanted: Rows, own: Ids, penalty: float | None) -> None:
         self._frame = Frame.of(anchors)
         # in float64: with few anchors, small eigenvalues count
-        squares, mean = gram(Framed(anchors, self._frame), np.float64)
+        squares, mean = gram(Framed(anchors, self._frame))
         if not np.isfinite(mean).all():
             directionless(Unit(anchors, None))  # raises, and names the row
         subtract_mean(squares, mean, anchors.shape[0])
