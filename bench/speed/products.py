@@ -40,7 +40,7 @@ def main() -> None:
         match_by="exact" if copied else "bytes",
         shared="copy" if copied else "auto",
     )
-    judged = 0 if copied else len(plan.origins.anchors)
+    judged = len(plan.origins.anchors) if plan.shared == "auto" else 0
     plan = settle(plan, Progress())
     print(f"{seconds(plan, args.method, judged):.3f}")
 
