@@ -52,7 +52,7 @@ from clpstream.transfer.held_out import judging_bytes
 from clpstream.vocabulary import (
     Match,
     Vocabulary,
-    of_one_language,
+    of_another_language,
     read_vocabulary,
     tokenizer_class,
 )
@@ -88,8 +88,8 @@ class Plan:
     has one table for both, and beside its input embeddings, which then only tell what tokens mean.
     head: its output head, where it and the source have their own.
     words: ids of the source's most frequent words, the most frequent first.
-    doubtful: which of the origins' words may mean something else in each model, since they are not
-    of a language that both vocabularies are made for.
+    doubtful: which of the origins' words may mean something else in each model, since the
+    vocabularies are made for different languages.
     method: to be chosen among CHOICES if `automatic`. mrr: what it was chosen by, once it is: the
     mean reciprocal rank by method (see `clpstream.evaluate`).
     spare: source ids that no token has. base_rows: rows of the source's vocabulary tensors, but
@@ -245,7 +245,7 @@ def make_plan(
         multiple_of=pad_to_multiple_of,
         splitting=splitting,
     )
-    doubtful = ~of_one_language(old, new, origins.copied[: new.size], origins.words)
+    doubtful = of_another_language(old, new, origins.copied[: new.size], origins.words)
     if not rule.reads_helper or (shared == "auto" and not doubtful.any()):
         shared = "copy"
     tokenizer_directory = Path(helper) if tokenizer is None else Path(tokenizer)

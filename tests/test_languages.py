@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clpstream import Vocabulary
-from clpstream.vocabulary import of_one_language
+from clpstream.vocabulary import of_another_language
 
 
 def vocabulary(*words: str) -> Vocabulary:
@@ -21,8 +21,8 @@ def told(source: list[str], target: list[str]) -> set[str]:
     place = {word: token for token, word in enumerate(source)}
     source_of = np.array([place.get(word, -1) for word in target])
     words = np.flatnonzero(source_of >= 0)
-    found = of_one_language(vocabulary(*source), vocabulary(*target), source_of, words)
-    return {target[token] for token in words[found]}
+    others = of_another_language(vocabulary(*source), vocabulary(*target), source_of, words)
+    return {target[token] for token in words[~others]}
 
 
 def words(letter: str, count: int) -> list[str]:
@@ -47,8 +47,14 @@ def test_each_script_is_told_by_its_own_words():
 
 
 def test_letters_alone_tell_nothing():
-    letters = words("ж", 90)
-    assert told([*words("a", 300), *letters], [*letters, *words("в", 400)]) == set()
+    """They are the source's own if the target is not made for their script."""
+    letters, alphabet = words("ж", 90), words("a", 300)
+    assert told([*alphabet, *letters], [*letters, *words("в", 400)]) == set()
+    assert told([*alphabet, *letters, *words("в", 400)], [*alphabet, *letters]) == {
+        *alphabet,
+        *letters,
+    }
+    assert told([*alphabet, *letters[:30]], [*words("b", 300), *letters]) == set(letters[:30])
 
 
 def test_frequent_words_tell_more_than_rare_ones():

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from make import metaspace, read_tensors, write_checkpoint, write_helper, write_source
+from make import TARGET_WORDS, metaspace, read_tensors, write_checkpoint, write_helper, write_source
 from make import write_tokenizer as tokenizer
 
 import clpstream
@@ -296,7 +296,7 @@ def test_the_same_bytes_again(place: Path, shared: str) -> None:
 def test_few_shared_tokens_are_all_copied(tmp_path: Path) -> None:
     """31 of them can't tell how a space of 32 dimensions lies in another one."""
     write_source(tmp_path / "source", width=32)
-    write_helper(tmp_path / "helper", width=32)
+    write_helper(tmp_path / "helper", [*TARGET_WORDS, *ONLY_NEW], width=32)
     both = clpstream.convert(tmp_path / "source", tmp_path / "helper", tmp_path / "auto").report
     assert any("too few shared tokens to tell" in warning for warning in both.warnings)
     assert any("too few anchors" in warning for warning in both.warnings)

@@ -271,8 +271,8 @@ def rough_polar(products: Floats) -> Floats:
     where there are no more.
 
     It takes a tenth of the time of `polar`. By randomised subspace iteration (Halko, Martinsson &
-    Tropp 2011, algorithm 4.4, one step): orthonormal rows B, of which (XᵀY)ᵀ B is nearly all there
-    is; then U Vᵀ = Bᵀ polar(B XᵀY).
+    Tropp 2011, algorithm 4.4, one step): orthonormal rows B, which span nearly all that the columns
+    of XᵀY do; then U Vᵀ = Bᵀ polar(B XᵀY).
     """
     if min(products.shape) <= ROUGH_DIRECTIONS:
         return polar(products)

@@ -2,7 +2,7 @@
 
 from clpstream.vocabulary.classes import tokenizer_class
 from clpstream.vocabulary.files import VOCABULARY_FILES
-from clpstream.vocabulary.languages import of_one_language
+from clpstream.vocabulary.languages import of_another_language
 from clpstream.vocabulary.overlap import MISSING, Match, Overlap, match
 from clpstream.vocabulary.split import Splitter, load_tokenizer
 from clpstream.vocabulary.tokenizer import ROLES, read_vocabulary
@@ -18,7 +18,7 @@ __all__ = [
     "Vocabulary",
     "load_tokenizer",
     "match",
-    "of_one_language",
+    "of_another_language",
     "read_vocabulary",
     "tokenizer_class",
 ]

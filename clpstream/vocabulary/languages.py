@@ -20,28 +20,35 @@ _LOOKED_AT = 10_000
 _FREQUENT = 3_000
 """Of a script: other words are frequent in one tokenizer's text, and not in another's."""
 _FEWEST = 100
-"""Of a script: most vocabularies have single letters of many."""
+"""Of a script that a vocabulary is made for: of others, most have single letters."""
 
 
-def of_one_language(
+def of_another_language(
     source: Vocabulary, target: Vocabulary, source_of: Ids, words: Ids
 ) -> npt.NDArray[np.bool_]:
-    """Which of some target words (n,) are of a language that both vocabularies are made for.
+    """Which of some target words (n,) may be of another language than they are in the source.
 
-    source_of: (target ids,) the source token that is the same, or a negative number. A script's
-    words are of one language where one of the vocabularies has most of the frequent words that the
-    other one has in that script: so the Latin words of a Russian vocabulary are English where an
-    English one has most of them, and strangers to a German one.
+    source_of: (target ids,) the source token that is the same, or a negative number. Words of one
+    script are of one language where one of the vocabularies has most of the frequent words that the
+    other one has in it: so the Latin words of a Russian vocabulary are English where an English one
+    has most of them, and strangers to a German one. Of a script that the target is not made for,
+    its helper knows less than the source.
     """
     shared = np.flatnonzero(source_of >= 0)
-    sides = ((source, source_of[shared]), (target, shared))
-    scripts = {
+    theirs, ours = _frequent_words(source), _frequent_words(target)
+    others = {
         script
-        for vocabulary, known in sides
-        for script, frequent in _frequent_words(vocabulary).items()
-        if len(frequent) >= _FEWEST and np.isin(frequent, known).mean() >= _MOST
+        for script, tokens in ours.items()
+        if len(tokens) >= _FEWEST
+        and _part(tokens, shared) < _MOST
+        and _part(theirs.get(script, []), source_of[shared]) < _MOST
     }
-    return np.array([_script(target, token) in scripts for token in words.tolist()], bool)
+    return np.array([_script(target, token) in others for token in words.tolist()], bool)
+
+
+def _part(frequent: list[int], known: Ids) -> float:
+    """That of a vocabulary's words which the other one has; 0 of a few letters."""
+    return float(np.isin(frequent, known).mean()) if len(frequent) >= _FEWEST else 0.0
 
 
 def _frequent_words(vocabulary: Vocabulary) -> dict[str, list[int]]:
