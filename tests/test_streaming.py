@@ -132,7 +132,8 @@ def wide(tmp_path_factory):
         dtype="BF16",
         untied=True,
     )
-    write_helper(directory / "helper", [f" word{n}" for n in range(0, 24_000, 2)], width=64)
+    half = [f" {('word', 'other')[n % 2]}{n}" for n in range(12_000)]  # of another language
+    write_helper(directory / "helper", half, width=64)
     return directory / "source", directory / "helper"
 
 
@@ -149,4 +150,5 @@ def test_a_run_keeps_to_a_limit_that_the_kernel_enforces(wide, tmp_path, method,
         [sys.executable, "-c", LIMITED, *arguments], capture_output=True, text=True
     )
     assert done.stdout == "limited\n", done.stderr
-    assert (output / "config.json").exists()
+    report = json.loads((output / "clpstream.json").read_text("utf-8"))
+    assert (report["options"]["shared"], report["sharing"] is None) == (shared, shared == "copy")
