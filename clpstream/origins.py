@@ -62,6 +62,10 @@ class Origins:
         remade: Ids = self.combined[self.own != NO_ANCHOR]
         return remade
 
+    def doubting(self, chosen: npt.NDArray[np.bool_]) -> Origins:
+        """The same, but that no other words than those (n_words,) may mean something else."""
+        return replace(self, words=self.words[chosen], words_own=self.words_own[chosen])
+
     def remaking(self, chosen: npt.NDArray[np.bool_]) -> Origins:
         """The same, but for those of the words (n_words,) whose rows the method is to make."""
         tokens, own = self.words[chosen], self.words_own[chosen]

@@ -88,8 +88,6 @@ class Plan:
     has one table for both, and beside its input embeddings, which then only tell what tokens mean.
     head: its output head, where it and the source have their own.
     words: ids of the source's most frequent words, the most frequent first.
-    doubtful: which of the origins' words may mean something else in each model, since the
-    vocabularies are made for different languages.
     method: to be chosen among CHOICES if `automatic`. mrr: what it was chosen by, once it is: the
     mean reciprocal rank by method (see `clpstream.evaluate`).
     spare: source ids that no token has. base_rows: rows of the source's vocabulary tensors, but
@@ -111,7 +109,6 @@ class Plan:
     origins: Origins
     spare: npt.NDArray[np.int64]
     words: npt.NDArray[np.int64]
-    doubtful: npt.NDArray[np.bool_]
     base_rows: int
     method: Method
     shared: Shared
@@ -245,9 +242,13 @@ def make_plan(
         multiple_of=pad_to_multiple_of,
         splitting=splitting,
     )
-    doubtful = of_another_language(old, new, origins.copied[: new.size], origins.words)
-    if not rule.reads_helper or (shared == "auto" and not doubtful.any()):
+    if not rule.reads_helper:
         shared = "copy"
+    if shared == "auto":
+        source_of = origins.copied[: new.size]
+        origins = origins.doubting(of_another_language(old, new, source_of, origins.words))
+        if not len(origins.words):
+            shared = "copy"
     tokenizer_directory = Path(helper) if tokenizer is None else Path(tokenizer)
     files = side_files(big.directory, tokenizer_directory)
     for path in files.values():
@@ -271,7 +272,6 @@ def make_plan(
         origins=origins,
         spare=_spare(old, base_rows),
         words=frequent_words(old, source_rows),
-        doubtful=doubtful,
         base_rows=base_rows,
         method=rule,
         automatic=method == AUTO,

@@ -31,7 +31,7 @@ _VERSED = 1.0
 def settle(plan: Plan, progress: Progress) -> Plan:
     """The plan, with the shared tokens chosen whose rows the method is to make.
 
-    "map": all words; "auto": the doubtful words whose rows in source and helper don't agree (see
+    "map": all words; "auto": the words whose rows in source and helper don't agree (see
     `clpstream.transfer.Agreement`). With too few anchors to tell, none.
     """
     origins = plan.origins
@@ -54,11 +54,11 @@ def settle(plan: Plan, progress: Progress) -> Plan:
                 for table in tables
             )
         unsure = np.zeros(len(origins.anchors), bool)
-        unsure[origins.words_own[plan.doubtful]] = True
+        unsure[origins.words_own] = True
         signal = learned(Selected(source, finite_words(plan, [source])))
         versed = signal is not None and signal >= _VERSED
         threshold = found.threshold(unsure, versed=versed)
-        chosen = plan.doubtful & (found.of_pairs[origins.words_own] < threshold)
+        chosen = found.of_pairs[origins.words_own] < threshold
     return replace(plan, origins=origins.remaking(chosen), sharing=Sharing(threshold))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from conftest import Pair
+from make import TARGET_WORDS, write_helper
 
 from clpstream import cli as command_line
 from clpstream.cli import cli
@@ -136,9 +137,10 @@ def test_a_variable_of_another_method_is_left_alone(pair: Pair) -> None:
 
 
 def test_shared_and_pieces_arrive(pair: Pair) -> None:
+    write_helper(pair.helper, [*TARGET_WORDS, *(f" new{n}" for n in range(100))])
     line = ["convert", *map(str, pair), "--dry-run", "--json", "-q"]
     for options, expected in [
-        ([], ("align", "copy", "mean")),  # auto: too few words for another language
+        ([], ("align", "auto", "mean")),
         (["--shared", "map", "--pieces", "ends"], ("align", "map", "ends")),
         (["--shared", "copy", "--pieces", "first"], ("align", "copy", "first")),
         (["--method", "subword"], ("subword", "copy", "first")),
