@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from clpstream.checkpoint import (
+    HASHED,
     INDEX_FILE,
     SINGLE_FILE,
     Checkpoint,
@@ -187,6 +188,13 @@ def model_warnings(
             warnings.append(
                 f"{span.name} passes through with its {span.shape[0]} rows: it is named like a "
                 "vocabulary tensor"
+            )
+    for span in source.tensors:
+        if HASHED.search(span.name):
+            warnings.append(
+                f"{span.name} passes through, but its rows are found by hashes of token ids: "
+                "tokens that have another id in the target find others' rows there, until it is "
+                "trained"
             )
     for name, made in new.items():
         behind = made.tensor.rows - base_rows

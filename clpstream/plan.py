@@ -362,6 +362,7 @@ def _json_files(
         roles=target.roles,
         targets_of=targets_of,
         special={token for token in range(target.size) if target.text[token] is None},
+        largest=target.size - 1,
     )
     class_name, notes = None, []
     if "tokenizer_class" not in read_json_if_there(tokenizer / "tokenizer_config.json"):

@@ -19,6 +19,7 @@ def retarget(**changes):
         "roles": {"bos": 1, "eos": 2, "unk": 0},
         "targets_of": {11: (1,), 12: (2,), 77: (33,)},
         "special": {0, 1, 2},
+        "largest": 499,
     }
     return Retarget(**settings | changes)
 
@@ -119,10 +120,75 @@ def test_every_token_with_the_row_of_the_stop_token_stops():
     assert retarget(**shared).config(config, None, alone=True)["eos_token_id"] == [2, 1]
 
 
-def test_a_role_that_the_target_lacks_becomes_null_and_is_told():
+@pytest.mark.parametrize(
+    ("architectures", "eos"),
+    [
+        (["LlamaForCausalLM"], [2, 1]),
+        (["T5ForConditionalGeneration"], [2, 1]),
+        (["GPT2LMHeadModel"], [2, 1]),
+        (["CLIPTextModel"], 2),
+        (["BartForSequenceClassification"], 2),
+    ],
+)
+def test_what_writes_no_text_has_one_stop_token(architectures, eos):
+    """CLIP compares each token with it, and fails at a list."""
+    config = {"architectures": architectures, "vocab_size": 1000, "eos_token_id": 12}
+    made = retarget(targets_of={12: (1, 2)}).config(config, None, alone=True)
+    assert made["eos_token_id"] == eos
+
+
+def test_for_a_role_that_the_target_lacks_another_token_stands_and_is_told():
+    """Many a class can't be loaded with a null."""
     made = retarget()
-    assert made.generation_config({"pad_token_id": 999}, {}) == {"pad_token_id": None}
-    assert "pad" in made.warnings[0]
+    assert made.generation_config({"pad_token_id": 999}, {}) == {"pad_token_id": 0}
+    assert "no pad token: 0, its unk token" in made.warnings[0]
+    made = retarget(roles={"eos": 7})
+    config = {"vocab_size": 1000, "pad_token_id": 999, "bos_token_id": 998, "mask_token_id": -1}
+    found = made.config(config, None, False)
+    assert (found["pad_token_id"], found["bos_token_id"], found["mask_token_id"]) == (7, 7, 7)
+    assert [warning.partition(": the")[0] for warning in made.warnings] == [
+        f"config.json: {role}_token_id" for role in ("pad", "bos", "mask")
+    ]
+    assert retarget(roles={"sep": 3}).generation_config({"eos_token_id": [9]}, {}) == {
+        "eos_token_id": [3]
+    }
+
+
+def test_where_no_token_can_stand_for_a_role_there_is_null():
+    made = retarget(roles={"bos": 1})
+    assert made.generation_config({"eos_token_id": 999}, {}) == {"eos_token_id": None}
+    assert "no eos token: null" in made.warnings[0]
+
+
+def test_ids_in_a_list_keep_their_places():
+    """ovis2 takes the indicators of an image by their places."""
+    made = retarget()
+    config = {"vocab_size": 1000, "visual_indicator_token_ids": [11, 99, 12, 11]}
+    assert made.config(config, None, False)["visual_indicator_token_ids"] == [1, 99, 2, 1]
+    assert "99" in made.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "largest", "warned"),
+    [
+        ("owlvit_text_model", 499, True),
+        ("owlvit_text_model", 2, False),
+        ("clip_text_model", 499, True),
+        ("siglip_text_model", 499, False),
+    ],
+)
+def test_a_text_encoder_that_takes_the_largest_id_for_the_end_is_told(model_type, largest, warned):
+    made = retarget(largest=largest)
+    inside = {"model_type": model_type, "vocab_size": 1000, "eos_token_id": 12}
+    made.config({"model_type": "x", "text_config": inside}, None, False)
+    assert len(made.warnings) == warned
+    assert all("config.json: text_config: a " in warning for warning in made.warnings)
+
+
+def test_clip_finds_any_end_but_token_2():
+    made = retarget(roles={"eos": 3})
+    made.config({"model_type": "clip", "vocab_size": 1000, "eos_token_id": 12}, None, False)
+    assert made.warnings == []
 
 
 def test_an_id_of_no_role_that_is_lost_is_left_and_told():
@@ -219,10 +285,10 @@ def test_roles_come_from_the_helpers_tokenizer(tmp_path):
     assert {key: made[key] for key in ids} == {
         "bos_token_id": 2,
         "eos_token_id": 1,
-        "pad_token_id": None,
+        "pad_token_id": 0,
     }
     generation = read_json(tmp_path / "target" / "generation_config.json")
-    assert generation == {"bos_token_id": 2, "eos_token_id": [1], "pad_token_id": None}
+    assert generation == {"bos_token_id": 2, "eos_token_id": [1], "pad_token_id": 0}
     assert any("pad_token_id" in warning for warning in result.report.warnings)
 
 

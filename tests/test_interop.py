@@ -798,7 +798,7 @@ def test_ids_that_the_source_leaves_to_its_class_become_the_helper_s(
 
 
 @pytest.mark.parametrize("family", ["gemma", "llama", "opt"])
-def test_roles_that_the_helper_lacks_are_null(family: str, tmp_path: Path) -> None:
+def test_roles_that_the_helper_lacks_are_its_eos_token_s(family: str, tmp_path: Path) -> None:
     special = {"bos": "<|start|>", "eos": "<|end|>", "pad": "<|padding|>"}
     english = make_language(tmp_path / "en", "byte-level", ENGLISH, special)
     language = make_language(tmp_path / "de", "byte-level", GERMAN, {"eos": "</s>"})
@@ -806,10 +806,9 @@ def test_roles_that_the_helper_lacks_are_null(family: str, tmp_path: Path) -> No
     source = save_model(tmp_path / "source", english, family)
     output = convert(source, helper, tmp_path)
     new = load(output)
-    assert language.model_ids == {
-        "bos_token_id": None, "eos_token_id": 0, "pad_token_id": None
-    }  # fmt: skip
-    check_ids(new, language)
+    assert language.roles == {"eos": 0}
+    for config in (new.config.get_text_config(), new.generation_config):
+        assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (0, 0, 0)
     check_runs(new, output, 0, language.rows)
 
 

@@ -86,6 +86,15 @@ ODDITIES: dict[str, dict[str, int | str]] = {
         "lm_head.weight": WIDTH,
     },
     "internlm2": {"model.tok_embeddings.weight": WIDTH, "output.weight": WIDTH},
+    "deepseek's own": {"embed.weight": WIDTH, "head.weight": WIDTH},
+    "openelm": {"transformer.token_embeddings.weight": WIDTH},
+    "moondream's own": {
+        "model.text.wte": WIDTH,
+        "model.text.lm_head.weight": WIDTH,
+        "model.text.lm_head.bias": "bias",
+    },
+    "moshi's own": {"text_emb.weight": WIDTH, "text_linear.weight": WIDTH},
+    "stripedhyena": {"backbone.embedding_layer.weight": WIDTH, "backbone.unembed.weight": WIDTH},
     "chatglm": {
         "transformer.embedding.word_embeddings.weight": WIDTH,
         "transformer.output_layer.weight": WIDTH,

@@ -10,7 +10,7 @@ from clpstream.checkpoint.directory import (
     shard_names,
 )
 from clpstream.checkpoint.dtypes import FLOATS
-from clpstream.checkpoint.names import VOCABULARY_SIZE, vocabulary_role
+from clpstream.checkpoint.names import HASHED, VOCABULARY_SIZE, vocabulary_role
 from clpstream.checkpoint.read_ahead import read_ahead
 from clpstream.checkpoint.rows import TensorRows
 from clpstream.checkpoint.safetensors_file import Shard, TensorSpan, header_bytes, read_shard
@@ -30,6 +30,7 @@ from clpstream.checkpoint.vocabulary_tensors import (
 
 __all__ = [
     "FLOATS",
+    "HASHED",
     "INDEX_FILE",
     "SINGLE_FILE",
     "VOCABULARY_SIZE",

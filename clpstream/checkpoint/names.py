@@ -83,12 +83,19 @@ NAMES_IF_AS_LONG: dict[str, Role] = {
     "transformer.w.weight": "input embeddings",  # ctrl
     "emb.weight": "input embeddings",  # rwkv's own format
     "text_embedding.weight": "input embeddings",  # qwen3-omni's talker
+    "embed.weight": "input embeddings",  # deepseek's own format
+    "token_embeddings.weight": "input embeddings",  # openelm
+    "text.wte": "input embeddings",  # moondream's own format
+    "text_emb.weight": "input embeddings",  # moshi's own format
+    "embedding_layer.weight": "input embeddings",  # stripedhyena
     "head.weight": "output head",  # rwkv
     "output.weight": "output head",  # internlm2, git, llama's own format
     "decoder.weight": "output head",  # modernbert
     "proj_out.weight": "output head",  # whisper
     "ff_out.weight": "output head",  # olmo before transformers
     "cls.weight": "output head",  # ultrabert
+    "text_linear.weight": "output head",  # moshi's own format
+    "unembed.weight": "output head",  # stripedhyena
     "predictions.dense.weight": "output head",  # mobilebert: [hidden - embedding, vocabulary]
     "head.bias": "head bias",
     "output.bias": "head bias",  # git
@@ -112,6 +119,10 @@ NEVER_VOCABULARY = frozenset(
     )
 )
 """Tables indexed by something else, whose length may equal the vocabulary's by accident."""
+
+HASHED = re.compile(r"(?:^|[._])(?:ngram|hash_tok)_embedding\.")
+"""In names of tables whose rows are found by hashes of token ids (qwen4_exp, blt): to such a model
+a token with another id is another token."""
 
 QUANTISED_PARTS: tuple[str, ...] = (
     "qweight",  # GPTQ, AWQ

@@ -20,6 +20,8 @@ _TOKEN_KEY = re.compile(
 codec's (csm, the talker of qwen3-omni) are of sounds."""
 _LISTS = ("suppress_tokens", "begin_suppress_tokens")
 """Lists of token ids whose names don't say so."""
+_SETS = (*ROLES, "stop")
+"""Roles of lists in which places mean nothing; they do in others (visual_indicator, of ovis2)."""
 _OFFSETS = ("vocab_offset",)
 """Where the ids of a part with a vocabulary of its own begin (gemma3n: images, sound)."""
 _BY_NAME = ("vocabulary_map", "lang_to_id", "task_to_id")
@@ -29,7 +31,7 @@ _STRUCTURES = ("bad_words_ids", "force_words_ids", "forced_decoder_ids", "sequen
 _POSITIONS_FROM_PAD = (
     *("altclip_text_model", "bridgetower_text_model", "camembert", "clap_text_model"),
     *("data2vec-text", "esm", "fsmt", "ibert", "kosmos_2_text_model", "kosmos_2_5_text_model"),
-    *("layoutlmv3", "lilt", "longformer", "luke", "m2m_100", "markuplm", "nllb-moe"),
+    *("layoutlmv3", "lilt", "longformer", "luke", "m2m_100", "markuplm", "mpnet", "nllb-moe"),
     *("prophetnet", "roberta", "roberta-prelayernorm", "seamless_m4t", "seamless_m4t_v2"),
     *("speech_to_text", "speecht5", "trocr", "xglm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
 )
@@ -37,18 +39,36 @@ _POSITIONS_FROM_PAD = (
 it: the id belongs to the weights and not to the tokenizer."""
 _CLASS_DEFAULTS = ("bos", "eos", "pad")
 """Ids for which many config classes have defaults, of the vocabulary their authors used."""
+_INSTEAD = {
+    "bos": ("cls", "eos", "sep"),
+    "eos": ("sep",),
+    "pad": ("unk", "eos", "sep"),
+    "unk": ("pad", "eos", "sep"),
+    "cls": ("bos", "eos"),
+    "sep": ("eos",),
+    "mask": ("unk", "pad", "eos", "sep"),
+}
+"""By role: whose id stands where the target has no such token. Null would be plainer, but where a
+source has an id many classes can't be loaded or run without one (modernbert-decoder, gemma4)."""
+_END_IS_LARGEST = re.compile(r"(?:owlvit|owlv2|xclip|x_clip|sam3_lite_text)(?:_text_model)?")
+"""Model types that take a text's largest token id for its end, whatever config.json says."""
+_END_IS_LARGEST_IF_TWO = re.compile(r"(?:clip|clipseg|groupvit)(?:_text_model)?")
+"""Those that do so where eos_token_id is 2, which was in config.json by mistake once."""
+_GENERATES = re.compile("CausalLM|LMHead|Generation|Seq2Seq")
+"""In the names of architectures that write text, and take several eos tokens."""
 
 
 @dataclass
 class Retarget:
     """Rewrites vocabulary sizes and token ids in the source's configs, at every nesting level.
 
-    rows, old_rows: the target's and the source's vocabulary size.
+    rows, old_rows: the target's and the source's vocabulary size, rows for padding included.
     sizes: other numbers that mean a size of the source's vocabulary, and what they become.
     roles: target token ids by role (bos, eos, ...).
     targets_of: target ids, lowest first, of each source token that the target has. They are several
         where the source has one token for bos and eos, and the target two.
     special: target ids of special tokens.
+    largest: the target's largest token id.
     warnings: filled with what could not be carried over.
     """
 
@@ -58,12 +78,14 @@ class Retarget:
     roles: Mapping[str, int]
     targets_of: Mapping[int, tuple[int, ...]]
     special: Collection[int]
+    largest: int
     warnings: list[str] = field(default_factory=list)
 
     def config(
         self, config: Mapping[str, Any], tokenizer_class: str | None, alone: bool
     ) -> dict[str, Any]:
-        """The target's config.json; `alone` if no generation_config.json goes with it.
+        """The target's config.json; `alone` if no generation_config.json goes with it, so that a
+        model that writes text takes from here what it stops at.
 
         The level that holds vocab_size also gets explicit bos, eos and pad ids: an id left out
         would take its class's default, which belongs to another vocabulary. `tokenizer_class` is
@@ -74,7 +96,7 @@ class Retarget:
         named = any(size.key != "vocab_size" and size.value in known for size in sizes_in(config))
         stated = [n for n in stated_sizes(config) if not named or is_near(n, self.old_rows)]
         sizes = dict.fromkeys(stated, self.rows) | dict(self.sizes) | {self.old_rows: self.rows}
-        new = self._level(config, "config.json", sizes, all_stops=alone)
+        new = self._level(config, "config.json", sizes, all_stops=alone and _generates(config))
         levels = [level for level in _levels(new) if _has_size(level, sizes.values())]
         if not levels:  # left out where it is the class's default
             inner = [level for key in LANGUAGE_LEVELS if isinstance(level := new.get(key), dict)]
@@ -140,13 +162,29 @@ class Retarget:
                     new[key] = self._every_stop(value, new[key], where)
             else:
                 new[key] = value
+        self._check_end(new, path)
         return new
+
+    def _check_end(self, level: Mapping[str, Any], path: str) -> None:
+        """Warn of a text encoder that won't find the end of a text."""
+        kind, end = str(level.get("model_type")), self.roles.get("eos")
+        by_number = _END_IS_LARGEST.fullmatch(kind) or (
+            _END_IS_LARGEST_IF_TWO.fullmatch(kind) and level.get("eos_token_id") == 2
+        )
+        if by_number and end != self.largest:
+            self.warnings.append(
+                f"{path}: a {kind} takes the largest token id of a text for its end, and the "
+                f"target's eos token is {end} of {self.largest + 1}: what it makes of whole texts "
+                "is wrong; take a tokenizer whose eos token has the largest id"
+            )
 
     def _ids(self, value: Any, role: str | None, where: str) -> Any:
         if type(value) is int:
             return self._id(value, role, where)
         if isinstance(value, list) and all(type(item) is int for item in value):
-            return self._list(value, role, where)
+            if role is None or role in _SETS:
+                return self._set(value, role, where)
+            return [self._id(item, role, where) for item in value]
         return value
 
     def _id(self, value: int, role: str | None, where: str) -> int | None:
@@ -162,26 +200,34 @@ class Retarget:
             )
             return moved
         if role in ROLES:
-            self.warnings.append(f"{where}: the target tokenizer has no {role} token: null")
-            return None
+            return self._instead(role, where)
         self.warnings.append(
             f"{where}: token {value} is not in the target vocabulary; left as it is, decide by hand"
         )
         return value
+
+    def _instead(self, role: str, where: str) -> int | None:
+        """An id for a role that the target does not have."""
+        other = next((other for other in _INSTEAD[role] if other in self.roles), None)
+        found = None if other is None else self.roles[other]
+        said = "null" if other is None else f"{found}, its {other} token"
+        self.warnings.append(f"{where}: the target tokenizer has no {role} token: {said}")
+        return found
 
     def _behind(self, value: Any) -> Any:
         """An id or offset behind the source's vocabulary, where it is behind the target's."""
         is_behind = type(value) is int and self.old_rows <= value < max(self.sizes)
         return value - self.old_rows + self.rows if is_behind else value
 
-    def _list(self, values: list[int], role: str | None, where: str) -> list[int] | None:
+    def _set(self, values: list[int], role: str | None, where: str) -> list[int] | None:
+        """Ids whose places in the list mean nothing: those that are lost are left out."""
         kept = [self.targets_of[value][0] for value in values if value in self.targets_of]
         if role is not None and role in self.roles:
             kept.insert(0, self.roles[role])
         kept = list(dict.fromkeys(kept))
         if not kept and values and role in ROLES:  # generate() fails on an empty list
-            self.warnings.append(f"{where}: the target tokenizer has no {role} token: null")
-            return None
+            found = self._instead(role, where)
+            return None if found is None else [found]
         lost = [value for value in values if value not in self.targets_of]
         if lost:
             self.warnings.append(
@@ -219,6 +265,12 @@ class Retarget:
             "source's eos tokens do"
         )
         return every
+
+
+def _generates(config: Mapping[str, Any]) -> bool:
+    """Whether a model writes text, as far as config.json tells."""
+    names = config.get("architectures") or ["ForCausalLM"]
+    return any(_GENERATES.search(str(name)) for name in names)
 
 
 def _is_foreign(level: Mapping[str, Any], sizes: Collection[int]) -> bool:
