@@ -57,7 +57,7 @@ _SCORED, _FOUND, _COMPARED, _READ = 35.0, 25_000.0, 17.0, 85.0
 best so far; to multiply a number of a candidate; to read and normalise a number again."""
 _WORTH = 0.5
 """Of what the exact search costs: what seems to cost more than that part of it hardly pays."""
-_BYTES_OF_A_CANDIDATE = 64
+BYTES_OF_A_CANDIDATE = 64
 """What it takes to find one, and bring it into order."""
 _GREEDY = re.compile(r"OPQ|ITQ|LSQ|RQ")
 """Parts of an index for whose training FAISS takes a large multiple of the rows it is given."""
@@ -110,8 +110,8 @@ class Searcher:
     def blocks(self, wanted: Unit) -> Iterator[slice]:
         """Of the wanted rows, those to search for at once: for each block, all anchors are read."""
         if self.report is None:
-            return blocks(wanted, query_bytes(self._anchors))
-        return blocks(wanted, _query_bytes(wanted.shape[1], self.report.candidates))
+            return _exact_blocks(wanted, self._anchors, self._k)
+        return _blocks(wanted, share(8), self.report.candidates)
 
     def nearest(self, queries: Queries) -> tuple[Doubles, Ids]:
         """Scores and ids (n, k), as `clpstream.transfer.search.nearest` gives them."""
@@ -164,8 +164,7 @@ class _Sample:
         """For some numbers of candidates, the last being the largest: the recall, and whether that
         of all rows is likely what is promised."""
         places = np.empty(self._truth.shape, np.int64)
-        width = self.queries.rows.shape[1]
-        for block in blocks(self.queries.rows, _query_bytes(width, depths[-1])):
+        for block in _blocks(self.queries.rows, share(8), depths[-1]):
             queries = self.queries.some(np.arange(block.start, block.stop))
             found = index.candidates(queries, depths[-1])
             for column, ids in enumerate(self._truth[block].T):
@@ -342,9 +341,14 @@ def projection_bytes() -> int:
     return share(5)
 
 
-def _query_bytes(width: int, candidates: int) -> int:
-    """Of the wanted rows that are searched for at once: beside them lie their candidates."""
-    return share(8) * 4 * width // (4 * width + _BYTES_OF_A_CANDIDATE * candidates)
+def _blocks(wanted: Unit | Floats, most: int, candidates: int) -> Iterator[slice]:
+    """Of the wanted rows, those that take `most` bytes with their candidates beside them."""
+    row = 4 * wanted.shape[1]
+    return blocks(wanted, most * row // (row + BYTES_OF_A_CANDIDATE * candidates))
+
+
+def _exact_blocks(wanted: Unit, anchors: Unit, k: int) -> Iterator[slice]:
+    return _blocks(wanted, query_bytes(anchors), k)
 
 
 def _projected(
@@ -373,7 +377,7 @@ def _projected(
 def _exact_cost(anchors: Unit, wanted: Unit, k: int) -> float:
     """Of comparing all: anchors are read for the products, and for the best again."""
     count, width = anchors.shape
-    parts = len(list(blocks(wanted, query_bytes(anchors))))
+    parts = len(list(_exact_blocks(wanted, anchors, k)))
     searching = wanted.shape[0] * (count * (width + _SCORED) + k * _FOUND)
     return searching + 2 * parts * _reading_cost(anchors)
 
@@ -381,7 +385,7 @@ def _exact_cost(anchors: Unit, wanted: Unit, k: int) -> float:
 def _cost(anchors: Unit, wanted: Unit, columns: int, depth: int) -> float:
     """Of comparing `depth` candidates from a projection."""
     count, width = anchors.shape
-    parts = len(list(blocks(wanted, _query_bytes(width, depth))))
+    parts = len(list(_blocks(wanted, share(8), depth)))
     each = count * (columns + _SCORED) + depth * (_FOUND + _COMPARED * width)
     return wanted.shape[0] * each + parts * _reading_cost(anchors)
 

@@ -14,6 +14,7 @@ from clpstream.errors import TransferError
 from clpstream.memory import block_bytes, share
 from clpstream.transfer.combination import Combined, Part, SparseWeights, compact, held_bytes
 from clpstream.transfer.index import (
+    BYTES_OF_A_CANDIDATE,
     CHEAP,
     Searcher,
     SearchReport,
@@ -145,6 +146,8 @@ class Knn:
         held = min(4 * max(anchors, missing) * d_helper, kept_bytes())
         rows = 4 * d_source * (min(anchors, missing) + missing)
         weights = 16 * missing * self._typical_anchors
+        if self.weights == "sparsemax":  # and what is searched for further
+            weights += share(8)
         index = 0
         if self.index not in _OWN_INDEXES:
             index = min(4 * anchors * d_helper, index_bytes())
@@ -208,13 +211,19 @@ def _sparsemax(queries: Queries, anchors: Unit, k: int) -> Part:
     wider = np.flatnonzero(~exact)
     if not len(wider):
         return _nonzero(ids, weights)
-    k *= 4
-    if k <= min(_WIDEST, anchors.shape[0]):
-        found = _sparsemax(queries.some(wider), anchors, k)
-    else:
-        found = _sparsemax_of_all(queries.some(wider), anchors)
     weights[wider] = 0
-    return _insert(_nonzero(ids, weights), wider, found)
+    known = _nonzero(ids, weights)
+    del scores, ids, weights
+    return _insert(known, wider, _sparsemax_of_more(queries, wider, anchors, 4 * k))
+
+
+def _sparsemax_of_more(queries: Queries, wider: Ids, anchors: Unit, k: int) -> Part:
+    """The same for some of the queries with a larger k, in batches that bound the memory."""
+    if k > min(_WIDEST, anchors.shape[0]):
+        return _sparsemax_of_all(queries.some(wider), anchors)
+    step = max(1, share(8) // (BYTES_OF_A_CANDIDATE * k))
+    starts = range(0, len(wider), step)
+    return _joined([_sparsemax(queries.some(wider[s : s + step]), anchors, k) for s in starts])
 
 
 def _sparsemax_of_all(queries: Queries, anchors: Unit) -> Part:
@@ -234,6 +243,10 @@ def _sparsemax_of_all(queries: Queries, anchors: Unit) -> Part:
         parts.append(_nonzero(np.broadcast_to(np.arange(count), weights.shape), weights))
         total += len(parts[-1][1])
         _check_kept(total)
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[Part]) -> Part:
     counts, indices, values = (np.concatenate(part) for part in zip(*parts, strict=True))
     return counts, indices, values
 
