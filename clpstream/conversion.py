@@ -43,7 +43,7 @@ from clpstream.plan import AUTO, Pieces, Plan, Shared, make_plan, reads_helper
 from clpstream.progress import Progress
 from clpstream.reporting import make_report
 from clpstream.sharing import prepare, searches, settle
-from clpstream.transfer import Method
+from clpstream.transfer import METHODS, Method
 from clpstream.vocabulary import Match
 
 _MANY = 32
@@ -169,9 +169,8 @@ def convert(
     within = fitting(lambda: plan.working_bytes, limit, allowed, plan.bytes_to_write)
     with within, on_device(found):
         needed = taken + plan.working_bytes
-        if needed > allowed + taken:
-            name = AUTO if plan.automatic else plan.method.name
-            raise TransferError(_too_much(name, needed, room, max_memory))
+        if plan.working_bytes > allowed:
+            raise TransferError(_too_much(plan, needed, allowed, room, max_memory))
         check_space(output, plan.bytes_to_write, free)
         if dry_run:
             report = make_report(plan)
@@ -206,18 +205,27 @@ def _held_bytes(plan: Plan) -> int:
     return 200 * sum(vocabulary.size for vocabulary in vocabularies) + 720 * tensors
 
 
-def _too_much(method: str, needed: int, room: int, max_memory: int | None) -> str:
-    """What is wrong and what to do where a method needs more bytes than there may be."""
+def _too_much(plan: Plan, needed: int, allowed: int, room: int, max_memory: int | None) -> str:
+    """What is wrong and what to do where a method needs more bytes than there may be: `needed` in
+    all, where `allowed` are left for what the method does."""
+    method = AUTO if plan.automatic else plan.method.name
     if max_memory is None:
         limit = f"this machine or its container leaves {room / 2**20:,.0f} MiB; give it more"
         otherwise = ", or try all the same with a --max-memory of more"
     else:
         limit = f"{max_memory / 2**20:,.0f} MiB are allowed; allow more with --max-memory"
         otherwise = ""
-    others = " and ".join(name for name in ("knn", "clp", "mean") if name != method)
+    copying = replace(plan, shared="copy", automatic=False)
+    others = [
+        name
+        for name in ("knn", "clp", "mean")
+        if replace(copying, method=METHODS[name]()).working_bytes <= allowed
+    ]
+    if others:
+        copy = "" if plan.shared == "copy" else " with --shared copy"
+        otherwise = f", or choose --method {' or '.join(others)}{copy}{otherwise}"
     return (
-        f"{method} needs about {needed / 2**20:,.0f} MiB for these models, and {limit}, or choose "
-        f"another --method ({others} need less, least with --shared copy){otherwise}"
+        f"{method} needs about {needed / 2**20:,.0f} MiB for these models, and {limit}{otherwise}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
@@ -121,8 +122,8 @@ def _combined_rows(
     made: list[tuple[npt.NDArray[np.int64], Rows]] = [(origins.combined, rows)]
     if origins.pieces:
         groups = [_pieces(plan, new, group) for group in origins.pieces.values()]
-        weights = [_weights(plan, new, len(group)) for group in groups]
-        made.append((np.array(list(origins.pieces)), gathered(groups, weights, source)))
+        rows = gathered(groups, partial(_weights, plan, new), source)
+        made.append((np.array(list(origins.pieces)), rows))
     rest = len(copied) > (copied >= 0).sum() + sum(len(tokens) for tokens, _ in made)
     filler = mean(anchors) if rest else np.zeros(source.shape[1])
     watch = _watching(_longest(anchors), outliers)

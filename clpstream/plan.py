@@ -47,7 +47,14 @@ from clpstream.output.files import json_bytes
 from clpstream.output.shards import NewTensor, TargetShard, index_of, plan_shards
 from clpstream.output.side_files import side_files
 from clpstream.output.writing import writing_bytes
-from clpstream.transfer import METHODS, Clp, Method, Subword, agreement_bytes
+from clpstream.transfer import (
+    METHODS,
+    Clp,
+    Method,
+    Subword,
+    agreement_bytes,
+    gathering_bytes,
+)
 from clpstream.transfer.held_out import judging_bytes
 from clpstream.vocabulary import (
     Match,
@@ -165,11 +172,14 @@ class Plan:
     @property
     def working_bytes(self) -> int:
         """Estimate of the memory that making the rows takes, above what the plan itself holds."""
+        origins, width = self.origins, max(new.tensor.width for new in self.new.values())
+        # those that are going to be made at most, by a method that is prepared on each table
+        made = len(origins.combined) + (0 if self.shared == "copy" else len(origins.words))
         sizes = (
-            len(self.origins.anchors),
-            len(self.origins.combined),
+            len(origins.anchors),
+            made * max(1, len(self.helper_tables)),
             self.embeddings.width if self.embeddings else 0,
-            max(new.tensor.width for new in self.new.values()),
+            width,
         )
         most = self.method.working_bytes(*sizes)
         if self.automatic:
@@ -178,6 +188,8 @@ class Plan:
         if self.shared == "auto" and self.embeddings is not None:
             judged = self.source_head or self.source_embeddings
             most = max(most, agreement_bytes(self.embeddings.width, judged.width))
+        pieces = origins.pieces
+        most += gathering_bytes(len(pieces), sum(map(len, pieces.values())), width)
         return most + writing_bytes()
 
 

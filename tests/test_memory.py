@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from make import write_helper
 
-from clpstream import TransferError, convert, memory
+from clpstream import Knn, TransferError, convert, memory
+from clpstream.transfer import gathered, gathering_bytes
 
 
 def system(root: Path, groups: str, files: dict[str, str]) -> Path:
@@ -80,6 +85,55 @@ def test_a_container_s_limit_is_the_run_s_unless_another_is_given(
         convert(pair.source, tmp_path / "wide", pair.output)
     assert not pair.output.exists()
     convert(pair.source, tmp_path / "wide", pair.output, max_memory=1 << 30, dry_run=True)
+
+
+def test_an_error_for_too_little_memory_names_methods_that_get_along(pair, tmp_path):
+    wide = tmp_path / "wide"
+    write_helper(wide, width=3000)
+    allowed = {"max_memory": 64 << 20}
+    with pytest.raises(TransferError, match=r"align needs .* choose --method ") as error:
+        convert(pair.source, wide, pair.output, **allowed)
+    named = re.search(r"--method ([a-z]+(?: or [a-z]+)*)", str(error.value))
+    for method in named[1].split(" or "):
+        convert(pair.source, wide, tmp_path / method, method=method, shared="copy", **allowed)
+
+
+def test_where_no_method_gets_along_none_is_named(pair, tmp_path):
+    write_helper(tmp_path / "wide", width=3000)
+    with pytest.raises(TransferError) as error:
+        convert(pair.source, tmp_path / "wide", pair.output, method="ridge", max_memory=1 << 20)
+    assert "--method" not in str(error.value)
+
+
+def peak_of(work: Callable[[], object]) -> int:
+    """Bytes of Python's and numpy's own that are in use at once."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("method", [Knn(), Knn(neighbors=200), Knn(weights="sparsemax")])
+def test_any_number_of_neighbours_takes_no_more_memory_than_was_said(method):
+    random = np.random.default_rng(0)
+    spread = np.where(np.arange(32) < 3, 10, 1).astype(np.float32)  # most cosines are close to 1
+    anchors, wanted = (
+        random.standard_normal((count, 32), np.float32) * spread for count in (5000, 8000)
+    )
+    source = random.standard_normal((5000, 8), np.float32)
+    with memory.limited_to(32 << 20):
+        told = method.working_bytes(5000, 8000, 32, 8)
+        assert peak_of(lambda: method.prepare(anchors, wanted).rows(source)[:100]) <= told
+
+
+def test_rows_of_many_pieces_take_no_more_memory_than_was_said():
+    source = np.ones((1000, 64), np.float32)
+    groups = [(n % 1000, n % 7, n % 11) for n in range(50_000)]
+    with memory.limited_to(32 << 20):
+        told = gathering_bytes(50_000, 150_000, 64) + 3 * memory.block_bytes()
+        assert peak_of(lambda: gathered(groups, lambda n: [1 / n] * n, source)[:100]) <= told
 
 
 def test_what_other_programs_do_to_this_one_s_memory_changes_nothing(pair, tmp_path, monkeypatch):

@@ -619,7 +619,7 @@ def test_ids_beyond_a_smaller_target_are_moved_or_named(place: Path) -> None:
     assert made["begin_suppress_tokens"] == []
     assert made["lang_to_id"] == {"<en>": 1}
     assert made["decoder_start_token_id"] == 0
-    assert made["pad_token_id"] is None
+    assert made["pad_token_id"] == 0
     assert made["temperature"] == 0.5
     config = read_json(place / "target" / "config.json")
     assert (config["slice_start_id"], config["slice_end_id"], config["eos_token_id"]) == (3, 2, 0)
@@ -639,7 +639,7 @@ def test_ids_under_the_names_of_old_configs(place: Path) -> None:
     change(place / "source", lambda tensors: None, **old)
     report, _ = run(place)
     config = read_json(place / "target" / "config.json")
-    new = {"bos_index": 2, "eos_index": 1, "pad_index": None, "unk_index": 0}
+    new = {"bos_index": 2, "eos_index": 1, "pad_index": 0, "unk_index": 0}
     assert {key: config[key] for key in old} == new
     assert any("pad_index" in warning for warning in report.warnings)
 

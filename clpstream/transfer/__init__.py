@@ -7,7 +7,7 @@ from collections.abc import Callable
 from clpstream.transfer.agreement import Agreement, agreement_bytes, agreement_of
 from clpstream.transfer.align import Align
 from clpstream.transfer.clp import Clp
-from clpstream.transfer.combination import gathered
+from clpstream.transfer.combination import gathered, gathering_bytes
 from clpstream.transfer.gaussian import Random
 from clpstream.transfer.index import PROMISE, SearchReport
 from clpstream.transfer.knn import Knn
@@ -60,6 +60,7 @@ __all__ = [
     "agreement_of",
     "blocks",
     "gathered",
+    "gathering_bytes",
     "learned",
     "lengths",
     "mean",

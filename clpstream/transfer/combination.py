@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -134,13 +135,23 @@ def _turns(lines: Ids, step: int) -> Iterator[tuple[Ids, Iterator[Ids]]]:
 
 
 def gathered(
-    groups: Sequence[Sequence[int]], weights: Sequence[Sequence[float]], rows: Rows
+    groups: Sequence[Sequence[int]], weigh: Callable[[int], Sequence[float]], rows: Rows
 ) -> Rows:
-    """A row for each group of rows of a matrix: their sum with the group's weights."""
-    counts = np.array([len(group) for group in groups], np.int64)
-    indices = np.array([index for group in groups for index in group], np.int64)
-    values = np.array([weight for group in weights for weight in group], np.float64)
-    return Combined(SparseWeights([compact(counts, indices, values)]), rows)
+    """A row for each group of rows of a matrix: their sum, with the weights of a group of so many.
+
+    No list is made of them: there may be hundreds of thousands.
+    """
+    counts = np.fromiter(map(len, groups), np.int64, len(groups))
+    total = int(counts.sum())
+    indices = np.fromiter(chain.from_iterable(groups), np.int32, total)
+    values = np.fromiter(chain.from_iterable(map(weigh, counts.tolist())), np.float32, total)
+    return Combined(SparseWeights([(counts, indices, values)]), rows)
+
+
+def gathering_bytes(groups: int, entries: int, width: int) -> int:
+    """About how much memory `gathered` and its rows take: so many groups of so many in all."""
+    made, ordered = 4 * groups * width, _BYTES_OF_A_WEIGHT * entries
+    return 16 * groups + 8 * entries + min(made, held_bytes()) + min(ordered, held_bytes())
 
 
 class Combined:
