@@ -42,7 +42,7 @@ from clpstream.output.writing import writing
 from clpstream.plan import AUTO, Pieces, Plan, Shared, make_plan, reads_helper
 from clpstream.progress import Progress
 from clpstream.reporting import make_report
-from clpstream.sharing import prepare, searches, settle
+from clpstream.sharing import guarded, prepare, searches, settle
 from clpstream.transfer import METHODS, Method
 from clpstream.vocabulary import Match
 
@@ -246,10 +246,10 @@ def _write(plan: Plan, stage: Path, progress: Progress) -> Report:
             for place in target_shards.new:
                 blocks = new_rows(settled, prepared, place.new, made, outliers)
                 target_shards.write(place, blocks)
-        guarded = prepared["input"].guarded
+        spared = guarded(prepared)
         search = searches(prepared)
         findings = [
-            *guard_warnings(settled, guarded),
+            *guard_warnings(settled, spared),
             *search_warnings(search),
             *row_warnings(settled, outliers),
         ]
@@ -260,7 +260,7 @@ def _write(plan: Plan, stage: Path, progress: Progress) -> Report:
     spans = verify(stage, plan.source, plan.new)
     source = plan.source_embeddings
     rows = replace(source, span=spans[source.name]).plane(0)
-    report = make_report(settled, guarded, rows, search, findings)
+    report = make_report(settled, spared, rows, search, findings)
     write_file(stage / REPORT_FILE, json_bytes(report.to_json()))
     return report
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from clpstream.checks import named_tokens
 from clpstream.plan import Plan
-from clpstream.transfer import LITTLE, PROMISE, SearchReport, Selected, learned, untrained
+from clpstream.transfer import LITTLE, PROMISE, Rows, SearchReport, Selected, learned, untrained
 
 Ids = npt.NDArray[np.int64]
 
@@ -27,14 +27,10 @@ def row_warnings(plan: Plan, outliers: Mapping[str, Mapping[int, float]]) -> lis
                 f"random ones would be by {max(0, signal):.0%}, where an hour of training gives "
                 "30% and large models have 100%; train it for longer if the new rows are to be good"
             )
-        for what, places in untrained(rows).items():
-            if len(places):
-                tokens = plan.origins.combined[places].tolist()
-                warnings.append(
-                    f"{len(tokens):,} of the helper's rows are {what}, as those of tokens that it "
-                    f"was not trained on: {named_tokens(plan.target_vocabulary, tokens)}; the new "
-                    "rows know no more"
-                )
+        warnings += _untrained(plan, rows, "")
+        if plan.head is not None:
+            head = Selected(plan.head.plane(0), plan.origins.helper_rows)
+            warnings += _untrained(plan, head, f" in {plan.head.name}")
     for name, found in outliers.items():
         if found:
             first = sorted(found, key=lambda token: -found[token])
@@ -45,6 +41,17 @@ def row_warnings(plan: Plan, outliers: Mapping[str, Mapping[int, float]]) -> lis
                 "the helper if its origin is unknown"
             )
     return warnings
+
+
+def _untrained(plan: Plan, rows: Rows, where: str) -> list[str]:
+    return [
+        f"{len(places):,} of the helper's rows{where} are {what}, as those of tokens that it was "
+        "not trained on: "
+        f"{named_tokens(plan.target_vocabulary, plan.origins.combined[places].tolist())}; the new "
+        "rows know no more"
+        for what, places in untrained(rows).items()
+        if len(places)
+    ]
 
 
 def search_warnings(searches: Mapping[str, SearchReport]) -> list[str]:

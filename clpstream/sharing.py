@@ -89,6 +89,15 @@ def searches(prepared: Mapping[Side, Prepared]) -> dict[str, SearchReport]:
     return {side: report for side, report in found.items() if report is not None}
 
 
+def guarded(prepared: Mapping[Side, Prepared]) -> dict[str, npt.NDArray[np.int64]]:
+    """Combined tokens (by index) that the formula did not make in some tensor, by the reason."""
+    found: dict[str, npt.NDArray[np.int64]] = {}
+    for side in ("input", "head"):
+        for reason, rows in prepared[side].guarded.items() if side in prepared else ():
+            found[reason] = np.union1d(found[reason], rows) if reason in found else rows
+    return found
+
+
 def _prepared(plan: Plan, helper: Rows, progress: Progress) -> Prepared:
     origins, method = plan.origins, plan.method
     wanted = Selected(helper, origins.helper_rows)

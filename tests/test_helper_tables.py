@@ -119,6 +119,19 @@ def test_a_table_for_both_follows_the_helper_s_head(
     assert follows(tmp_path, made[EMBEDDINGS], EMBEDDINGS, table, method)
 
 
+@pytest.mark.parametrize("method", ["clp", "knn", "omp", "align", "ridge"])
+def test_what_is_odd_about_the_helper_s_head_is_said_too(tmp_path: Path, method: str) -> None:
+    write_source(tmp_path / "source")
+    head = random_rows(len(TARGET), WIDTH, 6)
+    lost = [TARGET[word] for word in MISSING[:2]]
+    head[lost] = 0
+    write_helper(tmp_path, head=head)
+    report, _ = run(tmp_path, method=method, shared="copy")
+    assert report.counts.guarded["no direction in the helper"] == 2
+    (said,) = (w for w in report.warnings if "near zero" in w)
+    assert said.startswith(f"2 of the helper's rows in {HEAD} are near zero")
+
+
 def test_nan_in_the_helper_s_head_names_the_token(tmp_path: Path) -> None:
     write_source(tmp_path / "source")
     head = random_rows(len(TARGET), WIDTH, 6)
