@@ -29,5 +29,6 @@ def with_method(plan: Plan, progress: Progress) -> Plan:
     found = choose(spaces, CHOICES, progress)
     if not found:
         note = "too few shared tokens to choose a method by: knn"
-        return replace(plan, method=METHODS["knn"](), mrr={}, warnings=(*plan.warnings, note))
-    return replace(plan, method=METHODS[next(iter(found))](), mrr=found)
+        plan = replace(plan, mrr={}, warnings=(*plan.warnings, note))
+        return plan.with_method(METHODS["knn"]())
+    return replace(plan, mrr=found).with_method(METHODS[next(iter(found))]())

@@ -219,7 +219,7 @@ def _too_much(plan: Plan, needed: int, allowed: int, room: int, max_memory: int 
     others = [
         name
         for name in ("knn", "clp", "mean")
-        if replace(copying, method=METHODS[name]()).working_bytes <= allowed
+        if copying.with_method(METHODS[name]()).working_bytes <= allowed
     ]
     if others:
         copy = "" if plan.shared == "copy" else " with --shared copy"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -90,9 +90,11 @@ class Sharing:
 class Plan:
     """Two opened checkpoints, and everything that follows from them for the target.
 
-    new: the vocabulary tensors by name. helper: None if its rows don't matter, and then so is
-    embeddings, its input embeddings; or its output head, if it has one of its own where the source
-    has one table for both, and beside its input embeddings, which then only tell what tokens mean.
+    new: the vocabulary tensors by name. source_embeddings: the one with the source's input
+    embeddings, or the head that stands for both, or what a user named.
+    helper: None if its rows don't matter, and then so is embeddings, its input embeddings; or its
+    output head, if it has one of its own where the source has one table for both, and beside its
+    input embeddings, which then only tell what tokens mean.
     head: its output head, where it and the source have their own.
     words: ids of the source's most frequent words, the most frequent first.
     method: to be chosen among CHOICES if `automatic`. mrr: what it was chosen by, once it is: the
@@ -109,6 +111,7 @@ class Plan:
     helper_vocabulary: Vocabulary
     target_vocabulary: Vocabulary
     new: Mapping[str, NewTensor]
+    source_embeddings: VocabularyTensor
     embeddings: VocabularyTensor | None
     head: VocabularyTensor | None
     beside: VocabularyTensor | None
@@ -130,18 +133,20 @@ class Plan:
     mrr: Mapping[str, float] | None = None
     sharing: Sharing | None = None
 
-    @property
-    def source_embeddings(self) -> VocabularyTensor:
-        """The source's input embeddings; what a user named, where nothing else is known."""
-        tensors = [new.tensor for new in self.new.values()]
-        return next((t for t in tensors if t.role == "input embeddings"), tensors[0])
+    def with_method(self, method: Method) -> Plan:
+        """The plan with a method. Rows of `clp` follow the helper's input embeddings, as in the
+        paper, where those of others follow its head."""
+        if isinstance(method, Clp) and self.beside is not None:
+            return replace(self, method=method, embeddings=self.beside, beside=None)
+        return replace(self, method=method)
 
     @property
     def source_head(self) -> VocabularyTensor | None:
-        """The source's output head, if it has one of its own whose rows can be combined."""
+        """The source's output head, if it has one of its own whose rows can be combined; of several
+        (multi-token prediction), the one with the shortest name."""
         tensors = [] if self.tied else [new.tensor for new in self.new.values()]
         heads = (t for t in tensors if t.role == "output head" and t.span.dtype in FLOATS)
-        return next(heads, None)
+        return min(heads, key=lambda head: (len(head.name), head.name), default=None)
 
     @property
     def helper_tables(self) -> list[VocabularyTensor]:
@@ -226,6 +231,7 @@ def make_plan(
     small = open_checkpoint(helper, only=helper_tables_names) if rule.reads_helper else None
     check_configs(big)
     tensors = find_vocabulary_tensors(big, vocab_tensors, pass_through)
+    table = input_embeddings(big, vocab_tensors, pass_through)
     # of the helper only these two are read, so no sweep over its other tensors
     embeddings = None if small is None else input_embeddings(small)
     old, known = read_vocabulary(big.directory), read_vocabulary(helper)
@@ -236,10 +242,8 @@ def make_plan(
         unread = [] if head is not None else helper_warnings(small, embeddings)
         check_helper(embeddings, known)
     if tied and head is not None:
-        # one table is head and input: what it says as a head counts more. The paper has the input
-        if not isinstance(rule, Clp):
-            embeddings, beside = head, embeddings
-        head = None
+        # one table is head and input: what it says as a head counts more
+        embeddings, beside, head = head, embeddings, None
     new = known if tokenizer is None else read_vocabulary(tokenizer)
     source_rows = min(tensor.rows for tensor in tensors)
     check_source(tensors, old)
@@ -277,6 +281,7 @@ def make_plan(
         helper_vocabulary=known,
         target_vocabulary=new,
         new=made,
+        source_embeddings=made[table.name].tensor,
         embeddings=embeddings,
         head=head,
         beside=beside,
@@ -312,7 +317,7 @@ def make_plan(
             *notes,
             *(link_warnings(shards) if link_mode == "hardlink" else ()),
         ),
-    )
+    ).with_method(rule)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -119,6 +119,16 @@ def test_a_table_for_both_follows_the_helper_s_head(
     assert follows(tmp_path, made[EMBEDDINGS], EMBEDDINGS, table, method)
 
 
+def test_the_same_table_is_followed_by_a_method_that_was_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_source(tmp_path / "source", untied=False)
+    write_helper(tmp_path)
+    monkeypatch.setattr("clpstream.choosing.choose", lambda *given: {"clp": 1.0})
+    _, made = run(tmp_path, method="auto")
+    assert follows(tmp_path, made[EMBEDDINGS], EMBEDDINGS, EMBEDDINGS, "clp")
+
+
 @pytest.mark.parametrize("method", ["clp", "knn", "omp", "align", "ridge"])
 def test_what_is_odd_about_the_helper_s_head_is_said_too(tmp_path: Path, method: str) -> None:
     write_source(tmp_path / "source")

@@ -169,6 +169,21 @@ def test_a_vocabulary_is_known_by_its_names(name: str, tmp_path: Path) -> None:
         assert np.array_equal(after[tensor], before[tensor])
 
 
+def test_a_table_for_both_may_be_stored_as_a_head(tmp_path: Path) -> None:
+    """A bias beside it comes first in the file, and is no table of embeddings."""
+    before = tensors_of({"lm_head.bias": "bias", "lm_head.weight": WIDTH}) | BODY
+    config = {"model_type": "some", "vocab_size": ROWS, "tie_word_embeddings": True}
+    source, helper, target = write(tmp_path, before, config)
+    report = convert(source, helper, target).report
+    after = read_tensors(target)
+    for name in ("lm_head.bias", "lm_head.weight"):
+        check_rows(before[name], after[name])
+    assert report.tied
+    assert not any("head differs" in warning for warning in report.warnings)
+    cosines = [word.cosine for example in report.examples for word in example.words]
+    assert min(cosines) < 0.99  # those of rows one wide are 1
+
+
 def test_chatglm_says_its_size_in_padded_vocab_size(tmp_path: Path) -> None:
     config = {"model_type": "chatglm", "padded_vocab_size": ROWS}
     source, helper, target = write(tmp_path, tensors_of(ODDITIES["chatglm"]), config)

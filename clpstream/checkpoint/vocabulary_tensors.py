@@ -238,13 +238,13 @@ def _like(span: TensorSpan, embeddings: VocabularyTensor) -> bool:
 
 
 def is_tied(tensors: Collection[VocabularyTensor]) -> bool:
-    """Whether the output head is the input embeddings: no head of its own, or equal bytes.
+    """Whether the output head is the input embeddings: one of the two is not there, or equal bytes.
 
     Decided by the bytes and not by config.json, whose flag is often absent or wrong.
     """
-    inputs = [t for t in tensors if t.role == "input embeddings"]
+    inputs = [t for t in tensors if t.role in ("input embeddings", "named by the user")]
     heads = [t for t in tensors if t.role == "output head"]
-    return all(any(same_bytes(head, table) for table in inputs) for head in heads)
+    return not inputs or all(any(same_bytes(head, t) for t in inputs) for head in heads)
 
 
 def same_bytes(a: VocabularyTensor, b: VocabularyTensor) -> bool:
@@ -278,7 +278,8 @@ def _by_name(
             span, VOCABULARY_NAMES[entry], f"named like {entry}", 0 if axis is None else axis
         )
     entry = entry_of(span.name, NAMES_IF_AS_LONG)
-    if entry is not None and axis is not None and not in_a_layer(span.name):
+    itself = span.name == embeddings.name
+    if entry is not None and axis is not None and (itself or not in_a_layer(span.name)):
         why = f"named like {entry}, and as long as {embeddings.name}"
         if span.shape[axis] == embeddings.rows:
             return VocabularyTensor(span, NAMES_IF_AS_LONG[entry], why, axis)
