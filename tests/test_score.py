@@ -253,6 +253,15 @@ def test_a_sample_depends_on_its_seed_alone():
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+def test_a_seed_is_a_number_of_64_bits():
+    assert clpstream.sample_documents(HELPER, 50, (1 << 64) - 1)
+    for seed in (-1, 1 << 64, "1"):
+        with pytest.raises(ScoringError, match=rf"seed is {seed!r}; .* from 0 to 2\*\*64 - 1"):
+            clpstream.sample_documents(HELPER, 50, seed)
+    refused = run(HELPER, "--sample-from", HELPER, "--sample-tokens", 50, "--seed", 1 << 64)
+    assert isinstance(refused.exception, ScoringError)  # of which main() makes 2
+
+
 def test_a_sample_is_the_model_s_own_distribution(tmp_path):
     """Whatever generation_config.json would have: it would make one token of this."""
     model = make_model(tmp_path, tie_word_embeddings=False)

@@ -36,13 +36,16 @@ def sample_documents(
     Each begins after the bos token and ends at the eos token, or when it is as long as the model's
     context (1024 tokens at most). Tokens are drawn from the model's whole distribution, at
     temperature 1, so that the text is what the model takes for its language; what the model's
-    generation_config.json says is not used. Bytes that are no UTF-8 are left out. The same seed on
-    the same machine gives the same text.
+    generation_config.json says is not used. Bytes that are no UTF-8 are left out. The same seed,
+    from 0 to 2**64 - 1, gives the same text on the same machine.
 
-    Raises a ClpstreamError if the model can't be loaded or begins no text.
+    Raises a ClpstreamError for a number out of range, and if the model can't be loaded or begins no
+    text.
     """
     if tokens < 1:
         raise ScoringError("the number of tokens to sample has to be 1 or more")
+    if type(seed) is not int or not 0 <= seed < 1 << 64:
+        raise ScoringError(f"seed is {seed!r}; it must be a number from 0 to 2**64 - 1")
     import_transformers()  # before anything is fetched
     progress = progress or Progress()
     directory = local_directory(model, "source", progress)
