@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from make import read_json, write_json, write_tokenizer
 from tokenizers import Tokenizer
 
-from clpstream import read_vocabulary
+from clpstream import VocabularyError, read_vocabulary
 from clpstream.vocabulary import Splitter, Vocabulary
 
 
@@ -52,6 +52,27 @@ def test_special_tokens_and_truncation_are_left_out(tmp_path):
     split = Splitter(read_vocabulary(tmp_path))
     assert split(b"</s>") == [1, 2, 3, 4]
     assert split(b"aaa") == [5, 5, 5]
+
+
+def test_a_part_on_which_the_tokenizers_library_panics_is_an_error_like_others(tmp_path):
+    write_tokenizer(tmp_path, ["a"])
+    tokenizer = read_json(tmp_path / "tokenizer.json")
+    normalizer = {"type": "Precompiled", "precompiled_charsmap": "!!"}
+    write_json(tmp_path / "tokenizer.json", {**tokenizer, "normalizer": normalizer})
+    with pytest.raises(VocabularyError, match=r"tokenizer.json: the tokenizers library can't"):
+        Splitter(read_vocabulary(tmp_path))(b"a")
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_who_stops_the_run_while_a_tokenizer_is_read_stops_it(stop, tmp_path, monkeypatch):
+    class Stopped:
+        @staticmethod
+        def from_file(path):
+            raise stop
+
+    monkeypatch.setattr("tokenizers.Tokenizer", Stopped)
+    with pytest.raises(stop):
+        splitter(tmp_path, "a")(b"a")
 
 
 @pytest.mark.parametrize("kind", ["unigram", "metaspace"])

@@ -97,7 +97,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:
+    except BaseException as error:
+        # a panic of Rust, as of a damaged part, is no Exception, and its class can't be imported
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise VocabularyError(
             f"{path}: the tokenizers library can't read it ({error}); try a newer one: "
             "pip install --upgrade tokenizers"
