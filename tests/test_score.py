@@ -348,6 +348,17 @@ def test_a_model_without_its_head_is_not_scored(tmp_path):
         clpstream.score(model, ["abc"])
 
 
+@pytest.mark.parametrize("size", [8, 20])
+def test_weights_of_another_shape_than_config_json_has_are_named_with_both(tmp_path, size):
+    model = make_model(tmp_path)
+    config = read_json(model / "config.json")
+    rows = config["vocab_size"]
+    write_json(model / "config.json", {**config, "vocab_size": size})
+    shapes = rf"lm_head\.weight is \[{rows}, 16\] in it, .* config\.json \[{size}, 16\]"
+    with pytest.raises(ScoringError, match=shapes):
+        clpstream.score(model, ["abc"])
+
+
 def test_code_in_a_checkpoint_is_not_run(tmp_path):
     model = make_model(tmp_path)
     config = read_json(model / "config.json")

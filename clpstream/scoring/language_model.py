@@ -123,7 +123,11 @@ def _load(directory: Path, dtype: Dtype) -> Any:
     auto = _auto_class(transformers, directory, config, parsed)
     try:
         model, info = auto.from_pretrained(
-            directory, dtype=dtype, output_loading_info=True, **settings
+            directory,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            **settings,
         )
     except MemoryError:
         raise
@@ -131,6 +135,11 @@ def _load(directory: Path, dtype: Dtype) -> Any:
         raise ScoringError(
             f"{directory}: transformers {transformers.__version__} can't load it: {reason(error)}"
         ) from None
+    for name, there, wanted in sorted(info["mismatched_keys"]):
+        raise ScoringError(
+            f"{directory}: {name} is {list(there)} in it, and by its config.json {list(wanted)}; "
+            "take the config.json that belongs to the weights"
+        )
     missing = sorted(info["missing_keys"])
     if missing:
         some = ", ".join(missing[:3]) + (", ..." if missing[3:] else "")
