@@ -34,11 +34,12 @@ def row_warnings(plan: Plan, outliers: Mapping[str, Mapping[int, float]]) -> lis
     for name, found in outliers.items():
         if found:
             first = sorted(found, key=lambda token: -found[token])
+            names = named_tokens(plan.target_vocabulary, first)
             warnings.append(
-                f"{name}: {len(found):,} new rows are longer than that of any shared token, by up "
-                f"to {found[first[0]]:.1f} times: {named_tokens(plan.target_vocabulary, first)}; "
-                "such tokens can take probability from all others: score the target, and mistrust "
-                "the helper if its origin is unknown"
+                f"{name}: {len(found):,} new rows are longer than that of any shared token, up to "
+                f"{found[first[0]]:.2f} times as long: {names}; such tokens can take probability "
+                "from all others: score the target, and mistrust the helper if its origin is "
+                "unknown"
             )
     return warnings
 

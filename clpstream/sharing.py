@@ -101,7 +101,8 @@ def guarded(prepared: Mapping[Side, Prepared]) -> dict[str, npt.NDArray[np.int64
 def _prepared(plan: Plan, helper: Rows, progress: Progress) -> Prepared:
     origins, method = plan.origins, plan.method
     wanted = Selected(helper, origins.helper_rows)
-    with progress.task(f"{method.name}: tokens", wanted.shape[0], "tokens") as update:
+    shown = progress if wanted.shape[0] else Progress()
+    with shown.task(f"{method.name}: tokens", wanted.shape[0], "tokens") as update:
         anchors = Selected(helper, origins.anchor_rows)
         return method.prepare(anchors, Counted(wanted, update), origins.own)
 

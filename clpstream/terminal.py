@@ -217,8 +217,9 @@ def printable(line: str) -> str:
 def size(count: float) -> str:
     """Bytes for people, in powers of 1000 like disks and shards."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        text = f"{count:.0f}" if unit == "B" else f"{count:.1f}"
+        if float(text) < 1000:
+            return f"{text} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
 

@@ -56,6 +56,14 @@ def test_convert_prints_what_it_did_on_stdout_and_progress_on_stderr(pair):
     assert (pair.output / "model-00001-of-00002.safetensors").exists()
 
 
+def test_what_has_nothing_to_do_is_no_progress(pair):
+    """Of a helper that has no token which the source lacks, say."""
+    for helper, shown in ((pair.helper, True), (pair.source, False)):
+        done = run("convert", pair.source, helper, pair.output, "--method", "knn", "--overwrite")
+        assert ("knn: tokens" in done.stderr) == shown
+        assert "writing: done" in done.stderr
+
+
 def test_json_is_one_object_on_stdout_and_all_else_on_stderr(pair):
     done = run("convert", *pair, "--json")
     result = json.loads(done.stdout)
@@ -301,7 +309,10 @@ def test_the_built_in_models_are_small_and_shared_by_two_tokenizer_families():
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (40 << 30, "42.9 GB"), (2e15, "2000.0 TB")],
+    [
+        *((0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (999_949, "999.9 kB")),
+        *((999_950, "1.0 MB"), (999_999, "1.0 MB"), (40 << 30, "42.9 GB"), (2e15, "2000.0 TB")),
+    ],
 )
 def test_sizes_are_in_powers_of_1000(count, text):
     assert size(count) == text

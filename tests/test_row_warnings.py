@@ -76,8 +76,8 @@ def test_a_row_that_is_longer_than_any_shared_one_is_named(place: Path, method: 
         lengths = np.linalg.norm(made[name][[IDS[word] for word in NEW]], axis=1)
         longest = np.linalg.norm(source[name][[0, *shared]], axis=1).max()
         assert f"{(lengths > longest).sum()} new rows" in warning
-        assert f"by up to {lengths.max() / longest:.1f} times: " in warning
-        assert f"times: '{NEW[lengths.argmax()]}'" in warning
+        assert f", up to {lengths.max() / longest:.2f} times as long: " in warning
+        assert f"as long: '{NEW[lengths.argmax()]}'" in warning
         assert lengths.argmax() == 7
 
 
