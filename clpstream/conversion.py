@@ -19,11 +19,12 @@ import numpy as np
 from clpstream.checkpoint import TensorSpan, read_ahead
 from clpstream.choosing import with_method
 from clpstream.device import CPU, find, on_device
-from clpstream.errors import NotFiniteError, OutputError, TransferError
+from clpstream.errors import NotFiniteError, OutputError, TransferError, check_list
 from clpstream.findings import guard_warnings, row_warnings, search_warnings
 from clpstream.hub import cache_entry, local_directory
 from clpstream.memory import (
     allowance,
+    check_limit,
     fitting,
     give_back,
     lean,
@@ -141,6 +142,9 @@ def convert(
     begin, start = time.monotonic(), resident_memory()
     output = Path(os.path.normpath(output))  # 'new/../x' would leave 'new' behind
     progress = progress or Progress()
+    check_list("vocab_tensors", vocab_tensors, "names", TransferError)
+    check_list("pass_through", pass_through, "names", TransferError)
+    check_limit(max_memory)
     check_place(output, [], overwrite)  # before anything is fetched
     found = find(device)
     plan = make_plan(

@@ -1,5 +1,9 @@
 """The errors that a user's input can cause. Each message says what is wrong, where, what to do."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 
 class ClpstreamError(Exception):
     """Base of every error that clpstream raises on purpose; the command line exits with 2."""
@@ -38,3 +42,9 @@ class DeviceError(ClpstreamError):
 
 class OutputError(ClpstreamError):
     """A target directory that can't be written."""
+
+
+def check_list(name: str, given: object, of: str, error: type[ClpstreamError]) -> None:
+    """Refuse a single one where several are asked for, which Python would take letter by letter."""
+    if isinstance(given, str | Path):
+        raise error(f"{name}: give a list of {of}, not a {type(given).__name__}")

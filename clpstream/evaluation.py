@@ -14,11 +14,18 @@ import numpy as np
 from clpstream.checkpoint import input_embeddings, input_embeddings_names, open_checkpoint
 from clpstream.checks import check_helper, check_source
 from clpstream.device import CPU, find, on_device
-from clpstream.errors import TransferError
+from clpstream.errors import TransferError, check_list
 from clpstream.hub import local_directory, model_name
-from clpstream.memory import allowance, fitting, peak_memory, resident_memory, room_above
+from clpstream.memory import (
+    allowance,
+    check_limit,
+    fitting,
+    peak_memory,
+    resident_memory,
+    room_above,
+)
 from clpstream.origins import find_origins
-from clpstream.plan import frequent_words
+from clpstream.plan import frequent_words, method_of
 from clpstream.progress import Progress
 from clpstream.transfer import METHODS, Method
 from clpstream.transfer.held_out import FEWEST, Figures, Spaces, chance, draw, measure
@@ -122,7 +129,10 @@ def evaluate(
     few shared tokens, and rows with NaN or Inf.
     """
     begin, start = time.monotonic(), resident_memory()
-    rules = [_method(method) for method in methods or EVALUATED]
+    check_list("methods", methods, "names or objects", TransferError)
+    check_list("vocab_tensors", vocab_tensors, "names", TransferError)
+    check_limit(max_memory)
+    rules = [method_of(method, EVALUATED) for method in methods or EVALUATED]
     _check_count("repeats", repeats, 1, _MOST_REPEATS)
     _check_count("seed", seed, 0, (1 << 64) - 1)
     progress, found_device = progress or Progress(), find(device)
@@ -188,14 +198,6 @@ def choose(spaces: Spaces, names: Sequence[str], progress: Progress) -> dict[str
             found[rule.name] = measure(rule, spaces, drawn).mrr
             update(1)
     return dict(sorted(found.items(), key=lambda one: -one[1]))
-
-
-def _method(method: str | Method) -> Method:
-    if not isinstance(method, str):
-        return method
-    if method not in EVALUATED:
-        raise TransferError(f"method is {method!r}; it can be {', '.join(EVALUATED)}")
-    return METHODS[method]()
 
 
 def _check_count(name: str, value: int, least: int, most: int) -> None:

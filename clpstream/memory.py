@@ -17,6 +17,8 @@ from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from clpstream.errors import TransferError
+
 DEFAULT = 512 << 20
 LEAST = 32 << 20
 """Bytes with which a run gets along at best: headers, tokenizers and code take about as much."""
@@ -129,6 +131,14 @@ def allowed_memory(root: Path = Path("/")) -> int:
 def room_above(taken: int) -> int:
     """Bytes that this process may still take, beyond the `taken` that it has."""
     return max(0, allowed_memory() - taken) // _STEP * _STEP
+
+
+def check_limit(max_memory: int | None) -> None:
+    """Raises TransferError for what is no number of bytes."""
+    if max_memory is not None and (type(max_memory) is not int or max_memory < 1):
+        raise TransferError(
+            f"max_memory is {max_memory!r}; it must be a number of bytes from 1 up, as 512 << 20"
+        )
 
 
 def allowance(max_memory: int | None, room: int) -> tuple[int, int]:

@@ -345,12 +345,23 @@ def frequent_words(vocabulary: Vocabulary, rows: int) -> npt.NDArray[np.int64]:
 
 
 def _method(method: str | Method) -> Method:
-    if not isinstance(method, str):
-        return method
     if method == AUTO:
         return METHODS["knn"]()  # which wants the fewest anchors, until one is chosen
-    if method not in METHODS:
-        raise TransferError(f"method is {method!r}; it can be {', '.join([*METHODS, AUTO])}")
+    return method_of(method, [*METHODS, AUTO])
+
+
+def method_of(method: str | Method, names: Collection[str]) -> Method:
+    """The method of one of the names, or the object given.
+
+    Raises TransferError for another name, or for a class in place of its object.
+    """
+    if isinstance(method, type):
+        name = method.__name__
+        raise TransferError(f"method is the class {name}; give an object: {name}()")
+    if not isinstance(method, str):
+        return method
+    if method not in names:
+        raise TransferError(f"method is {method!r}; it can be {', '.join(names)}")
     return METHODS[method]()
 
 

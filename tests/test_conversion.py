@@ -27,7 +27,7 @@ from make import (
 from plain import convert
 
 import clpstream
-from clpstream import Clp, Knn
+from clpstream import Clp, Knn, TransferError
 from clpstream.memory import limited_to
 from clpstream.output import stream
 
@@ -459,6 +459,22 @@ def refuse(*arguments, **named):
 def test_strings_are_paths_too(pair):
     result = convert(*map(str, pair))
     assert result.output == Path(pair.output)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"max_memory": "512M"}, "max_memory is '512M'; it must be a number of bytes"),
+        ({"max_memory": 0}, "max_memory is 0; it must be a number of bytes"),
+        ({"method": clpstream.Knn}, r"method is the class Knn; give an object: Knn\(\)"),
+        ({"vocab_tensors": "lm_head.weight"}, "vocab_tensors: give a list of names, not a str"),
+        ({"pass_through": "lm_head.weight"}, "pass_through: give a list of names, not a str"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(pair, arguments, says):
+    with pytest.raises(TransferError, match=says):
+        convert(*pair, **arguments)
+    assert not pair.output.exists()
 
 
 def test_a_source_can_be_its_own_helper(tmp_path):

@@ -305,6 +305,11 @@ def test_few_anchors_are_an_error_or_a_warning(tmp_path: Path) -> None:
         ({"repeats": 0}, "repeats is 0"),
         ({"repeats": True}, "repeats is True"),
         ({"seed": -1}, "seed is -1"),
+        ({"max_memory": "512M"}, "max_memory is '512M'; it must be a number of bytes"),
+        ({"max_memory": 0}, "max_memory is 0"),
+        ({"methods": "knn"}, "methods: give a list of names or objects, not a str"),
+        ({"methods": [clpstream.Knn]}, r"method is the class Knn; .* object: Knn\(\)"),
+        ({"vocab_tensors": SOURCE_NAME}, "vocab_tensors: give a list of names, not a str"),
     ],
 )
 def test_arguments_out_of_range(pair: tuple[Path, Path], options: Any, says: str) -> None:

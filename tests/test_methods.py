@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from truths import cosines, helper_and_source, knn_reference, relative_error, sparsemax_by_bisection
 
-from clpstream import Clp, Knn, TransferError
+from clpstream import Align, Clp, Knn, Omp, Procrustes, Random, TransferError
 from clpstream.memory import limited_to
 from clpstream.transfer import NO_ANCHOR, search
 from clpstream.transfer.rows import Unit
@@ -223,6 +223,16 @@ def test_sparsemax_refuses_what_it_can_not_keep(monkeypatch):
 def test_parameters_out_of_range_are_refused(parameters, name):
     with pytest.raises(TransferError, match=name):
         Knn(**parameters)
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [(Knn, "neighbors"), (Omp, "atoms"), (Align, "rounds"), (Procrustes, "rounds"),
+     (Random, "seed")],
+)  # fmt: skip
+def test_a_number_in_quotes_is_told_from_one_without(method, name):
+    with pytest.raises(TransferError, match=f"{name} is '5'; it must be a number"):
+        method(**{name: "5"})
 
 
 scores = arrays(

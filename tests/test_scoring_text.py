@@ -71,6 +71,13 @@ def test_a_text_that_can_not_be_read_is_one_line(tmp_path):
         assert what in done.stderr
 
 
+def test_one_file_is_no_list_of_files(tmp_path):
+    file = write_text(tmp_path / "a", "text")
+    for one in (file, str(file)):
+        with pytest.raises(ScoringError, match=f"list of files, not a {type(one).__name__}"):
+            read_documents(one)
+
+
 def test_long_documents_are_cut_at_ends_of_lines(monkeypatch):
     monkeypatch.setattr(documents, "LONGEST", 10)
     text = "123\n5678\nabcdefghijklmno\nx"

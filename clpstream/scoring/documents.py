@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from clpstream.errors import ScoringError
+from clpstream.errors import ScoringError, check_list
 
 SEPARATOR = "<|endoftext|>"
 BLOCK_BYTES = 4096
@@ -27,6 +27,7 @@ def read_documents(paths: Iterable[str | Path]) -> list[str]:
 
     Raises ScoringError if a file can't be read or is not UTF-8, or if there is no text at all.
     """
+    check_list("paths", paths, "files", ScoringError)
     files = [Path(path) for path in paths]
     found = [document for file in files for document in _documents(file)]
     if not found:

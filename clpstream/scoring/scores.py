@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clpstream.checkpoint import open_checkpoint
-from clpstream.errors import ScoringError
+from clpstream.errors import ScoringError, check_list
 from clpstream.hub import local_directory, model_name
 from clpstream.memory import peak_memory
 from clpstream.progress import Progress
@@ -114,8 +114,7 @@ def score(
     Raises a ClpstreamError that says what is wrong and what to do.
     """
     begin = time.monotonic()
-    if isinstance(texts, str):
-        raise ScoringError("texts: give a list of documents, not a str")
+    check_list("texts", texts, "documents", ScoringError)
     documents = [part for text in texts if text for part in cut(text)]
     if not documents:
         raise ScoringError("no text to score")

@@ -102,7 +102,7 @@ class Align:
 
     def __post_init__(self) -> None:
         if type(self.rounds) is not int or self.rounds < 0:
-            raise TransferError(f"rounds is {self.rounds}; it must be a number from 0 up")
+            raise TransferError(f"rounds is {self.rounds!r}; it must be a number from 0 up")
 
     def prepare(
         self, anchors: Rows, wanted: Rows, own: Ids | None = None

@@ -47,7 +47,7 @@ class Random:
 
     def __post_init__(self) -> None:
         if type(self.seed) is not int or not 0 <= self.seed < 1 << 64:
-            raise TransferError(f"seed is {self.seed}; it must be a number from 0 to 2**64 - 1")
+            raise TransferError(f"seed is {self.seed!r}; it must be a number from 0 to 2**64 - 1")
 
     def prepare(self, anchors: Rows, wanted: Rows, own: Ids | None = None) -> PreparedRandom:
         """See `Method.prepare`. The rows may have no columns."""

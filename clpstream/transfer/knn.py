@@ -87,7 +87,7 @@ class Knn:
 
     def __post_init__(self) -> None:
         if type(self.neighbors) is not int or self.neighbors < 1:
-            raise TransferError(f"neighbors is {self.neighbors}; it must be a number from 1 up")
+            raise TransferError(f"neighbors is {self.neighbors!r}; it must be a number from 1 up")
         if self.weights not in get_args(WeightRule):
             known = ", ".join(get_args(WeightRule))
             raise TransferError(f"weights is {self.weights!r}; it can be {known}")

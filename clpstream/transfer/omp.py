@@ -53,7 +53,7 @@ class Omp:
 
     def __post_init__(self) -> None:
         if type(self.atoms) is not int or self.atoms < 1:
-            raise TransferError(f"atoms is {self.atoms}; it must be a number from 1 up")
+            raise TransferError(f"atoms is {self.atoms!r}; it must be a number from 1 up")
 
     def prepare(self, anchors: Rows, wanted: Rows, own: Ids | None = None) -> PreparedOmp:
         """See `Method.prepare`."""

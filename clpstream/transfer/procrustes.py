@@ -55,7 +55,7 @@ class Procrustes:
         if not 0 <= self.trim < 1:
             raise TransferError(f"trim is {self.trim}; it must be from 0 to below 1")
         if type(self.rounds) is not int or self.rounds < 0:
-            raise TransferError(f"rounds is {self.rounds}; it must be a number from 0 up")
+            raise TransferError(f"rounds is {self.rounds!r}; it must be a number from 0 up")
 
     def prepare(
         self, anchors: Rows, wanted: Rows, own: Ids | None = None
