@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from clpstream.errors import ClpstreamError, TransferError
+from clpstream.errors import ClpstreamError
 from clpstream.memory import LEAST
 from clpstream.version import __version__
 
@@ -599,7 +599,8 @@ def evaluate(source: str, helper: str, **options: Any) -> None:
 )
 @_device_option("auto", "Where it is computed. cuda: on a GPU; auto: on one if there is one.")
 @_option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def score(model: str, model2: str | None, **options: Any) -> None:
+@click.pass_context
+def score(context: click.Context, /, model: str, model2: str | None, **options: Any) -> None:
     """Say how many bits a byte of text costs MODEL, and MODEL2, and how sure the difference is.
 
     Bits per byte (the fewer the better) can be compared across vocabularies, as perplexities can
@@ -613,6 +614,8 @@ def score(model: str, model2: str | None, **options: Any) -> None:
     if options["text"] and options["sample_from"]:
         raise click.UsageError("--text and --sample-from: give one of them")
     if options["text"]:
+        for name in ("sample_tokens", "seed"):
+            _refuse(context, name, "--sample-from")
         texts = scoring.read_documents(options["text"])
     elif options["sample_from"]:
         count, seed = options["sample_tokens"], options["seed"]
@@ -655,24 +658,26 @@ def _map_tokens(pairs: tuple[str, ...]) -> dict[str, str]:
 def _method(context: click.Context, options: dict[str, Any]) -> str | Method:
     from clpstream.transfer import METHODS
 
-    def refuse(name: str, of: str) -> None:
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            raise TransferError(f"--{name.replace('_', '-')} is an option of {of}; leave it out")
-
     method, own = options["method"], {}
     for name in options:  # a method's parameters are named as their options; None is its default
         methods = [each for each, made in METHODS.items() if name in signature(made).parameters]
         if not methods:
             continue
         if method not in methods:
-            refuse(name, f"--method {' and '.join(methods)}")
+            _refuse(context, name, f"--method {' and '.join(methods)}")
         elif options[name] is not None:
             own[name] = options[name]
     if method == "knn" and options["weights"] != "softmax":
-        refuse("temperature", "--weights softmax")
+        _refuse(context, "temperature", "--weights softmax")
     if method == "knn" and options["weights"] == "sparsemax":
-        refuse("index", "--weights softmax and similarity")
+        _refuse(context, "index", "--weights softmax and similarity")
     return method if method == "auto" else METHODS[method](**own)
+
+
+def _refuse(context: click.Context, name: str, of: str) -> None:
+    """Refuse an option that is given and does nothing; a variable is for all runs."""
+    if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+        raise ClpstreamError(f"--{name.replace('_', '-')} is an option of {of}; leave it out")
 
 
 def _progress(quiet: bool) -> Progress:

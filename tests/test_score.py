@@ -322,6 +322,18 @@ def test_the_command_samples_and_converted_models_are_scored(tmp_path):
     assert english["bytes_per_token"] < german["bytes_per_token"]
 
 
+def test_options_of_a_sample_are_refused_where_a_text_is_given(tmp_path, monkeypatch):
+    """But a variable is for all runs."""
+    (tmp_path / "text").write_text(GERMAN, "utf-8")
+    text = [HELPER, "--text", tmp_path / "text"]
+    for option in ("--seed", "--sample-tokens"):
+        refused = run(*text, option, 5)
+        assert isinstance(refused.exception, ClpstreamError)
+        assert str(refused.exception) == f"{option} is an option of --sample-from; leave it out"
+    monkeypatch.setenv("CLPSTREAM_SEED", "5")
+    assert run(*text).exit_code == 0
+
+
 # --- what can't be scored ------------------------------------------------------------------------
 
 
