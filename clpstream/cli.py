@@ -337,7 +337,7 @@ def cli() -> None:
 )
 @_option(
     "--pad-to-multiple-of",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=1 << 16),
     metavar="N",
     default=1,
     show_default=True,

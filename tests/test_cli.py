@@ -28,6 +28,7 @@ from make import (
 )
 
 import clpstream
+from clpstream import plan
 from clpstream.cli import cli
 from clpstream.terminal import size
 from clpstream.transfer import METHODS
@@ -138,6 +139,13 @@ def test_every_choice_of_the_library_is_one_of_the_command_line():
     assert set(choices["method"]) == {*METHODS, "auto"}
     assert set(choices["weights"]) == set(get_args(WeightRule))
     assert set(choices["match"]) == set(get_args(Match))
+
+
+def test_how_many_rows_a_target_may_be_padded_to_is_what_the_library_says(pair):
+    done = run("convert", *pair, "--pad-to-multiple-of", plan._MOST_PADDING + 1)
+    assert done.returncode == 2
+    assert f"is not in the range 1<=x<={plan._MOST_PADDING}" in done.stderr
+    assert run("convert", *pair, "--pad-to-multiple-of", plan._MOST_PADDING).returncode == 0
 
 
 def test_options_reach_the_method(pair):

@@ -709,7 +709,7 @@ MISTAKES = {
     "no source token": (["--map-token", " und=☃"], "'☃' is no token"),
     "not UTF-8": (["--map-token", os.fsdecode(b" und=\xff\xfe")], r"'\udcff\udcfe' is no token"),
     "no rows": (["--pad-to-multiple-of", "0"], "not in the range"),
-    "too many rows": (["--pad-to-multiple-of", "99999999999"], "from 1 to 65536"),
+    "too many rows": (["--pad-to-multiple-of", "99999999999"], "1<=x<=65536"),
     "no such rule": (["--pieces", "median"], "'median'"),
     "no tokenizer": (["--tokenizer", "."], "no tokenizer in it"),
     "no directory": (["--tokenizer", "./nowhere"], "nowhere: "),
