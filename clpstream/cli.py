@@ -97,10 +97,10 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _option(*names: str, **settings: Any) -> Callable[[Command], Command]:
-    """An option that is also the environment variable CLPSTREAM_ and its long name."""
+    """An option that is an environment variable too: `envvar`, or CLPSTREAM_ and its long name."""
     long = next(name for name in names if name.startswith("--"))
     variable = "CLPSTREAM_" + long.split("/")[0].strip("-").replace("-", "_").upper()
-    return click.option(*names, envvar=variable, show_envvar=True, **settings)
+    return click.option(*names, **{"envvar": variable, "show_envvar": True, **settings})
 
 
 class _Size(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
@@ -473,6 +473,7 @@ def inspect(model: str, as_json: bool) -> None:
 @_option(
     "--method",
     "methods",
+    envvar="CLPSTREAM_METHODS",  # convert's can be one that is not tried here
     metavar="NAME",
     multiple=True,
     help="A method of convert to try, but for subword and auto. Can be given several times (in the "

@@ -338,7 +338,7 @@ def test_json_is_the_library(pair: tuple[Path, Path]) -> None:
 
 
 def test_people_get_a_table(pair: tuple[Path, Path]) -> None:
-    done = run(*pair, CLPSTREAM_METHOD="mean knn procrustes knn")
+    done = run(*pair, CLPSTREAM_METHODS="mean knn procrustes knn")
     assert done.returncode == 0
     lines = done.stdout.splitlines()
     assert lines[0].split() == [
@@ -352,6 +352,12 @@ def test_people_get_a_table(pair: tuple[Path, Path]) -> None:
     assert "clpstream score" in lines[6]
     assert "hidden tokens: 9 trials" in done.stderr
     assert "±" not in run(*pair, "--method", "mean", "--repeats", 1).stdout
+
+
+def test_the_variable_of_convert_s_method_is_not_this_one_s(pair: tuple[Path, Path]) -> None:
+    done = run(*pair, "--json", "--quiet", CLPSTREAM_METHOD="auto", CLPSTREAM_METHODS="knn")
+    assert done.returncode == 0, done.stderr
+    assert [method["method"] for method in json.loads(done.stdout)["methods"]] == ["knn"]
 
 
 def test_source_embeddings_by_another_name(pair: tuple[Path, Path]) -> None:
