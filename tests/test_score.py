@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 import clpstream
 from clpstream.cli import cli
 from clpstream.demo import HELPER, SOURCE
-from clpstream.errors import ClpstreamError, ScoringError
+from clpstream.errors import ClpstreamError, ScoringError, VocabularyError
 from clpstream.scoring import language_model, scores, token_bits
 
 _WHY = "needs the score extra: pip install 'clpstream[score]'"
@@ -260,6 +260,15 @@ def test_a_seed_is_a_number_of_64_bits():
             clpstream.sample_documents(HELPER, 50, seed)
     refused = run(HELPER, "--sample-from", HELPER, "--sample-tokens", 50, "--seed", 1 << 64)
     assert isinstance(refused.exception, ScoringError)  # of which main() makes 2
+
+
+def test_a_sample_needs_the_tokens_alone_and_nothing_that_splits_a_text(tmp_path):
+    model = make_model(tmp_path)
+    tokenizer = read_json(model / "tokenizer.json")
+    write_json(model / "tokenizer.json", {**tokenizer, "normalizer": {"type": "Unheard"}})
+    with pytest.raises(VocabularyError, match="can't read it"):
+        clpstream.score(model, ["abc"])
+    assert clpstream.sample_documents(model, 50)
 
 
 def test_a_sample_is_the_model_s_own_distribution(tmp_path):

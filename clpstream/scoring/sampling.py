@@ -15,8 +15,7 @@ from clpstream.output.report import REPORT_FILE
 from clpstream.progress import Progress
 from clpstream.scoring.language_model import Dtype, LanguageModel, load
 from clpstream.scoring.libraries import import_torch, import_transformers, quiet
-from clpstream.scoring.tokens import Encoder
-from clpstream.vocabulary import Vocabulary
+from clpstream.vocabulary import Vocabulary, read_vocabulary
 
 _AT_ONCE = 16
 _LONGEST = 1024
@@ -51,7 +50,7 @@ def sample_documents(
     directory = local_directory(model, "source", progress)
     open_checkpoint(directory)  # says better than transformers what is wrong with its shards
     with quiet():
-        vocabulary = Encoder(directory).vocabulary
+        vocabulary = read_vocabulary(directory)
         loaded = load(directory, dtype, device)
         drawn = _draw(loaded, vocabulary, tokens, seed, progress)
         del loaded
