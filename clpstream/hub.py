@@ -300,7 +300,7 @@ def _explaining(model: _Model) -> Iterator[None]:
     except _failures() as error:
         advice = (
             f"can't be fetched from the Hub ({constants.ENDPOINT}): {_reason(error)}; check "
-            "HF_TOKEN and HF_HOME, or try again"
+            "HF_ENDPOINT, HF_TOKEN and HF_HOME, or try again"
         )
     else:
         return

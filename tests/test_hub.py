@@ -204,7 +204,7 @@ def test_on_a_terminal_there_are_bars_unless_quiet(place, options):
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
     command = place.command("convert", "org/source", "helper", place.output, *options)
     running = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=theirs, env=place.environment()
+        command, stdout=subprocess.DEVNULL, stderr=theirs, env=place.environment(TERM="xterm")
     )
     os.close(theirs)
     shown = b""
@@ -446,6 +446,11 @@ def test_a_gated_model(place):
 def test_a_hub_that_is_out_of_order(place):
     place.hub.status = 503
     refused(place.convert(), "org/source: ", "503", "check the connection")
+
+
+def test_an_endpoint_that_is_no_address(place):
+    done = place.convert("-q", HF_ENDPOINT="nonsense")
+    refused(done, "org/source: ", "nonsense", "check HF_ENDPOINT, HF_TOKEN and HF_HOME")
 
 
 @pytest.mark.parametrize(
