@@ -28,10 +28,12 @@ _NOT_OF_THE_METHOD = (
 
 
 def progress_for(stream: TextIO | None, quiet: bool) -> Progress:
-    """Bars on a terminal, plain lines elsewhere, nothing if `quiet` or the stream is closed."""
+    """Bars on a terminal that can move its cursor, plain lines elsewhere, nothing if `quiet` or the
+    stream is closed."""
     if quiet or stream is None:
         return Progress()
-    return Bars(stream) if stream.isatty() else Lines(Lossy(stream))
+    bars = stream.isatty() and os.environ.get("TERM") != "dumb"
+    return Bars(stream) if bars else Lines(Lossy(stream))
 
 
 class Lossy:

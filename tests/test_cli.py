@@ -98,13 +98,13 @@ def test_a_dry_run_says_what_it_needs(pair):
     assert not pair.output.exists()
 
 
-@pytest.mark.parametrize("shape", [(24, 100), (0, 0)])
-def test_on_a_terminal_there_are_bars(pair, shape):
-    """Also on one that doesn't know how large it is."""
+def on_a_terminal(shape, kind, *arguments):
+    """What a command says on a terminal of (rows, columns)."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *shape, 0, 0))
-    command = [sys.executable, "-m", "clpstream", "convert", *map(str, pair)]
-    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs)
+    command = [sys.executable, "-m", "clpstream", *map(str, arguments)]
+    variables = {**os.environ, "TERM": kind}
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=variables)
     os.close(theirs)
     shown = ""
     with contextlib.suppress(OSError):  # how Linux says that nobody writes any more
@@ -112,8 +112,22 @@ def test_on_a_terminal_there_are_bars(pair, shape):
             shown += part.decode()
     os.close(ours)
     assert running.wait() == 0
+    return shown
+
+
+@pytest.mark.parametrize("shape", [(24, 100), (0, 0)])
+def test_on_a_terminal_there_are_bars(pair, shape):
+    """Also on one that doesn't know how large it is."""
+    shown = on_a_terminal(shape, "xterm", "convert", *pair)
     assert "writing: 100%" in shown
     assert "B/s" in shown
+
+
+def test_on_a_terminal_that_can_not_move_its_cursor_there_are_plain_lines(pair):
+    shown = on_a_terminal((24, 100), "dumb", "convert", *pair)
+    assert "writing: done" in shown
+    assert "%" not in shown
+    assert "\x1b" not in shown
 
 
 @pytest.mark.parametrize("command", ["convert", "demo", "score"])
