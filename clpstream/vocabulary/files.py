@@ -102,7 +102,8 @@ def _tokenizer_json(path: Path, settings: Mapping[str, Any]) -> Listed:
     model = found if isinstance(found, dict) else {}
     vocabulary = model.get("vocab")
     tokens: Iterable[tuple[str, int]]
-    if isinstance(vocabulary, dict) and all(is_id(token) for token in vocabulary.values()):
+    if isinstance(vocabulary, dict):
+        _check_ids(path, vocabulary)
         tokens, kind = vocabulary.items(), "BPE"
     elif isinstance(vocabulary, list) and all(
         isinstance(entry, list) and entry and isinstance(entry[0], str) for entry in vocabulary
@@ -168,8 +169,7 @@ def _tiktoken(path: Path, settings: Mapping[str, Any]) -> Listed:
 
 def _vocab_json(path: Path, settings: Mapping[str, Any]) -> Listed:
     ids = read_json(path)
-    if not all(is_id(token) for token in ids.values()):
-        raise VocabularyError(f"{path}: not all of its values are token ids; check the file")
+    _check_ids(path, ids)
     merged = (path.parent / "merges.txt").exists()
     kind = "BPE" if merged else "WordLevel"
     return Listed(kind, ids.items(), piece_reader(describe_pieces(ids, merged)))
@@ -258,6 +258,15 @@ def _content(path: Path) -> bytes:
 def is_id(value: Any) -> bool:
     """Whether a value from a JSON file can be a token id."""
     return type(value) is int and value >= 0
+
+
+def _check_ids(path: Path, ids: Mapping[str, Any]) -> None:
+    for piece, token in ids.items():
+        if not is_id(token):
+            raise VocabularyError(
+                f"{path}: the token {piece!r} has the id {token!r}; ids must be whole numbers from "
+                "0 up: save the tokenizer again"
+            )
 
 
 _SAVE_ANEW = (
