@@ -386,7 +386,9 @@ def cli() -> None:
 @_option(
     "--overwrite",
     is_flag=True,
-    help="Replace OUTPUT if it exists, once the new one is whole.",
+    help="Replace OUTPUT if it exists, once the new one is whole. Refused if it is neither empty "
+    "nor a model (clpstream.json, or config.json and weights), or has a hidden directory such as "
+    ".git.",
 )
 @click.pass_context
 def convert(

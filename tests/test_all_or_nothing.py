@@ -145,8 +145,9 @@ def spoil(shard: Path, tensor: str) -> None:
 
 
 def write_old(output: Path) -> dict[str, bytes | str]:
-    """Something older where the output goes, that is no checkpoint at all; its content."""
+    """Something older where the output goes, a model by its names alone; its content."""
     (output / "notes").mkdir(parents=True)
+    (output / "config.json").write_text("{}")
     (output / "notes" / "diary.txt").write_text("of yesterday")
     (output / "model.safetensors").write_bytes(b"old weights")
     (output / ".hidden").write_text("old")
@@ -339,6 +340,28 @@ def test_overwrite_replaces_a_directory_wholly(
     assert run(*pair, "--overwrite", place=system) == (0, "")
     assert content(pair.output) == expected
     assert names(pair.output.parent) == ["helper", "source", "target"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [],
+        ["clpstream.json", "notes.txt"],
+        ["config.json", "consolidated.safetensors", ".cache/huggingface/CACHEDIR.TAG"],
+        ["config.json", "pytorch_model.bin", ".gitattributes"],
+        ["config.json", "pytorch_model-00001-of-00002.bin"],
+        ["config.json", "model.safetensors.index.json"],
+    ],
+)
+def test_overwrite_replaces_what_is_empty_or_a_model_by_its_names(
+    pair: Pair, names: list[str]
+) -> None:
+    pair.output.mkdir()
+    for name in names:
+        (pair.output / name).parent.mkdir(parents=True, exist_ok=True)
+        (pair.output / name).write_text("old")
+    clpstream.convert(*pair, overwrite=True)
+    assert b"old" not in content(pair.output).values()
 
 
 @pytest.mark.parametrize("number", POLITE)

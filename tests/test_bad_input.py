@@ -379,6 +379,22 @@ MISTAKES: dict[str, Mistake] = {
     "output is somebody's directory, --overwrite": Mistake(
         put("target/thesis.txt", "mine"), ("target", "no model"), (*TO, "--overwrite")
     ),
+    **{
+        f"output is {what}, {' '.join(options)}": Mistake(
+            both(*(put(f"target/{name}", "mine") for name in names)),
+            ("target", *says),
+            (*TO, *options),
+        )
+        for options in (["--overwrite"], ["--overwrite", "--dry-run"])
+        for what, names, says in [
+            ("a program", ["config.json", "main.py"], ["no model", "config.json, main.py"]),
+            ("firmware", ["firmware.bin"], ["no model", "firmware.bin"]),
+            ("weights alone", ["model.safetensors"], ["no model", "model.safetensors"]),
+            ("a clone", ["config.json", "model.safetensors", ".git/HEAD"], [".git"]),
+            ("a worktree", ["config.json", "model.safetensors", ".git"], [".git"]),
+            ("a target under Mercurial", ["clpstream.json", ".hg/store/00"], [".hg"]),
+        ]
+    },
     "output is a file": Mistake(put("target", "mine"), ("target", "not a directory")),
     "output is a file, --overwrite": Mistake(
         put("target", "mine"), ("target", "not a directory"), (*TO, "--overwrite")

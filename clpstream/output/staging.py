@@ -15,11 +15,15 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
+from clpstream.checkpoint import WEIGHTS
 from clpstream.errors import OutputError
+from clpstream.output.report import REPORT_FILE
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-_OF_A_MODEL = ("config.json", "clpstream.json", "*.safetensors", "*.bin")
-"""What tells that a directory is one that may be replaced."""
+_OF_WEIGHTS = (*(name for pair in WEIGHTS for name in pair), "*.safetensors", "*-of-*.bin")
+"""Files of which one tells, beside a config.json, that a directory is a model."""
+_OF_THE_HUB = ".cache"
+"""What a download from the Hub leaves in its directory; it can be had again."""
 _ASIDE = ".replaced"
 
 
@@ -50,12 +54,27 @@ def check_place(output: Path, inputs: list[Path], overwrite: bool) -> None:
 
 
 def check_replaceable(output: Path) -> None:
-    """Raise OutputError for a directory with files that are no model: --overwrite is not for it."""
-    names = [path.name for path in output.iterdir()] if output.exists() else []
-    if names and not any(fnmatch(name, kind) for name in names for kind in _OF_A_MODEL):
+    """Raise OutputError for a directory that --overwrite is not for: files that are no model, or a
+    model with a hidden directory, such as .git, whose content can't be got back."""
+    paths = sorted(output.iterdir()) if output.exists() else []
+    names = [path.name for path in paths]
+    hidden = [
+        path.name
+        for path in paths
+        if path.name == ".git"  # a file in a worktree
+        or (path.name.startswith(".") and path.name != _OF_THE_HUB and path.is_dir())
+    ]
+    if hidden:
         raise OutputError(
-            f"{output}: it exists and is no model (it has no config.json and no weights); choose "
+            f"{output}: it has {hidden[0]}, which may hold work that can't be got back; choose "
             "another output, or remove it yourself"
+        )
+    weights = any(fnmatch(name, kind) for name in names for kind in _OF_WEIGHTS)
+    if names and REPORT_FILE not in names and not ("config.json" in names and weights):
+        found = ", ".join(names[:3] + ["..."] * (len(names) > 3))
+        raise OutputError(
+            f"{output}: it exists and is no model (it has {found}, but no {REPORT_FILE}, and no "
+            "config.json with weights); choose another output, or remove it yourself"
         )
 
 
