@@ -508,6 +508,18 @@ def test_an_output_is_never_the_current_directory(pair: Pair, monkeypatch: Any) 
         clpstream.convert(pair.source, pair.helper, pair.output, overwrite=True)
 
 
+@pytest.mark.parametrize("more", [{}, {"overwrite": True}, {"overwrite": True, "dry_run": True}])
+def test_a_mount_point_is_refused_before_anything_is_read(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+) -> None:
+    """As a volume in a container is: a directory can't be renamed to its place."""
+    pair.output.mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == pair.output)
+    with pytest.raises(clpstream.OutputError, match=r"target: it is a mount point.* inside it"):
+        clpstream.convert("no source", "no helper", pair.output, **more)
+    clpstream.convert(pair.source, pair.helper, pair.output / "model", **more)
+
+
 def test_a_name_as_long_as_names_can_be_works(pair: Pair, tmp_path: Path) -> None:
     clpstream.convert(pair.source, pair.helper, tmp_path / ("n" * 250))
     assert (tmp_path / ("n" * 250) / "config.json").exists()

@@ -32,6 +32,11 @@ def check_place(output: Path, inputs: list[Path], overwrite: bool) -> None:
     if os.path.lexists(output):
         if output.is_symlink() or not output.is_dir():
             raise OutputError(f"{output}: it exists and is not a directory; choose another output")
+        if os.path.ismount(output):
+            raise OutputError(
+                f"{output}: it is a mount point, which can't be replaced; give a directory inside "
+                "it"
+            )
         _check_absent(output, overwrite)
     place = Path(os.path.realpath(output))
     for path in (path.resolve() for path in inputs):
