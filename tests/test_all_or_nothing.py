@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Pair
+from conftest import Pair, obey_modes
 from make import read_tensors, write_helper, write_source
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -362,6 +362,34 @@ def test_overwrite_replaces_what_is_empty_or_a_model_by_its_names(
         (pair.output / name).write_text("old")
     clpstream.convert(*pair, overwrite=True)
     assert b"old" not in content(pair.output).values()
+
+
+def write_protected(output: Path) -> None:
+    """Something older in directories that may not be written to, with a link out of them."""
+    write_old(output)
+    (output / "notes" / "elsewhere").symlink_to(output.parent / "source")
+    (output / "notes").chmod(0o500)
+    output.chmod(0o555)
+
+
+def test_an_old_output_that_may_not_be_written_to_is_replaced_wholly(
+    pair: Pair, expected: dict[str, bytes | str]
+) -> None:
+    """Nothing of it stays beside the new one; what its links lead to keeps its modes."""
+    write_protected(pair.output)
+    pair.source.chmod(0o555)
+    assert run(*pair, "--overwrite", preexec_fn=obey_modes) == (0, "")
+    assert content(pair.output) == expected
+    assert names(pair.output.parent) == ["helper", "source", "target"]
+    assert stat.S_IMODE(pair.source.stat().st_mode) == 0o555
+
+
+def test_a_leftover_that_may_not_be_written_to_is_removed(pair: Pair) -> None:
+    """An old output, of which a run was killed as it was about to remove it."""
+    write_protected(pair.output)
+    pair.output.rename(pair.output.with_name(".target.clpstream-0123abcd"))
+    assert run(*pair, preexec_fn=obey_modes) == (0, "")
+    assert names(pair.output.parent) == ["helper", "source", "target"]
 
 
 @pytest.mark.parametrize("number", POLITE)

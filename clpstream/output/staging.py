@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -157,12 +158,22 @@ def _locked_directory(output: Path) -> Iterator[Path]:
 
 
 def _remove(directory: Path) -> None:
-    """Remove a directory, also if the first attempt is interrupted."""
+    """Remove a directory, also if the first attempt is interrupted, or what is in it protected."""
     try:
         shutil.rmtree(directory, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
-        raise
+    finally:
+        if directory.exists():
+            _make_writable(directory)
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _make_writable(directory: Path) -> None:
+    """Permit its owner to remove what is in a directory, and in those inside."""
+    with contextlib.suppress(OSError):
+        directory.chmod(stat.S_IRWXU)
+        for path in directory.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                _make_writable(path)
 
 
 def _remove_leftovers(output: Path) -> None:
@@ -177,7 +188,7 @@ def _remove_leftovers(output: Path) -> None:
                 if leftover.suffix == _ASIDE and not output.exists():
                     leftover.rename(output)  # killed between the two renames of an exchange
                 else:
-                    shutil.rmtree(leftover)
+                    _remove(leftover)
             finally:
                 os.close(fd)
 
