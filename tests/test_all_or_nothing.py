@@ -437,6 +437,13 @@ def test_parents_of_the_output_are_made(pair: Pair, expected: dict[str, bytes | 
     assert content(output) == expected
 
 
+def test_a_directory_that_may_not_be_listed_can_get_an_output_two_levels_down(pair: Pair) -> None:
+    pair.output.mkdir(mode=0o333)
+    output = pair.output / "deep" / "model"
+    assert run(pair.source, pair.helper, output, preexec_fn=obey_modes) == (0, "")
+    assert (output / "clpstream.json").exists()
+
+
 def test_parents_that_were_made_are_removed_when_the_run_fails(pair: Pair) -> None:
     """Those that were there before stay."""
     pair.output.mkdir()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import Pair
+from conftest import Pair, obey_modes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make import (
@@ -411,6 +411,20 @@ MISTAKES: dict[str, Mistake] = {
     "output below a file": Mistake(
         put("file", "mine"), ("file/target",), ("source", "helper", "file/target")
     ),
+    **{
+        f"output where one may not {what}, {mode:o} {' '.join(options)}": Mistake(
+            lambda place, mode=mode: (place / "shared").mkdir(mode),
+            ("shared/target", f"no permission to {what} ", "/shared;"),
+            ("source", "helper", "shared/target", *options),
+        )
+        for options in ([], ["--dry-run"])
+        for mode, what in [(0o333, "list"), (0o555, "write to"), (0o666, "enter")]
+    },
+    "output below a dangling link": Mistake(
+        link("gone", "nowhere"),
+        ("gone/target", "not a directory"),
+        ("source", "helper", "gone/target"),
+    ),
     "output inside the source": Mistake(
         nothing(), ("source/target", "inside"), ("source", "helper", "source/target")
     ),
@@ -551,6 +565,7 @@ def run_forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     with subprocess.Popen(
         [sys.executable, "-c", SERVER],
         env=environment(),
+        preexec_fn=obey_modes,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

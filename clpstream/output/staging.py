@@ -52,11 +52,19 @@ def check_place(output: Path, inputs: list[Path], overwrite: bool) -> None:
                 "output"
             )
     here = Path.cwd()
-    if output.exists() and (here == place or place in here.parents):
+    if os.path.lexists(output) and (here == place or place in here.parents):
         raise OutputError(f"{output}: the current directory lies in it; choose another output")
     parent = existing_parent(output)
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{output}: {parent} is not a directory that can be written to")
+    if not parent.is_dir():
+        raise OutputError(f"{output}: {parent} is not a directory; choose another output")
+    needed = {"write to": os.W_OK, "enter": os.X_OK}
+    if parent == output.absolute().parent:  # else it is one that is yet to be made
+        needed["list"] = os.R_OK
+    lacking = [what for what, mode in needed.items() if not os.access(parent, mode)]
+    if lacking:
+        raise OutputError(
+            f"{output}: no permission to {' or '.join(lacking)} {parent}; choose another output"
+        )
 
 
 def check_replaceable(output: Path) -> None:
@@ -107,7 +115,7 @@ def free_bytes(output: Path) -> int:
 
 def existing_parent(path: Path) -> Path:
     """The nearest directory above `path` that exists."""
-    return next(parent for parent in path.absolute().parents if parent.exists())
+    return next(parent for parent in path.absolute().parents if os.path.lexists(parent))
 
 
 @contextlib.contextmanager
