@@ -39,7 +39,7 @@ from clpstream.output.files import json_bytes, write_file
 from clpstream.output.report import REPORT_FILE, Report
 from clpstream.output.staging import check_place, check_replaceable, check_space, free_bytes, staged
 from clpstream.output.verify import verify
-from clpstream.output.writing import writing
+from clpstream.output.writing import check_clones, writing
 from clpstream.plan import AUTO, Pieces, Plan, Shared, make_plan, reads_helper
 from clpstream.progress import Progress
 from clpstream.reporting import make_report
@@ -177,6 +177,8 @@ def convert(
             raise TransferError(_too_much(plan, needed, allowed, room, max_memory))
         check_space(output, plan.bytes_to_write, free)
         if dry_run:
+            if link_mode == "reflink":
+                check_clones(plan.shards, output)
             report = make_report(plan)
         else:
             try:

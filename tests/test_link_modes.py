@@ -131,6 +131,27 @@ def test_what_the_file_system_can_not_do_is_an_error(sharded, monkeypatch, mode,
     assert not output.exists()
 
 
+def test_a_dry_run_knows_a_file_system_without_clones_and_writes_nothing(sharded, monkeypatch):
+    source, helper, output = sharded
+    asked = []
+
+    def refuse(file: int, request: int, what: bytes) -> None:
+        asked.append((request, what))
+        raise OSError(95, "Operation not supported")
+
+    def accept(file: int, request: int, what: bytes) -> bytes:
+        return what
+
+    monkeypatch.setattr(copying.fcntl, "ioctl", refuse)
+    with pytest.raises(OutputError, match=f"{BODY}: it can't be cloned to .*--link-mode"):
+        convert(source, helper, output, link_mode="reflink", dry_run=True)
+    assert asked == [(0xC0189436, bytes(24))]  # FIDEDUPERANGE of nothing, see linux/fs.h
+    convert(source, helper, output, link_mode="auto", dry_run=True)
+    monkeypatch.setattr(copying.fcntl, "ioctl", accept)
+    convert(source, helper, output, link_mode="reflink", dry_run=True)
+    assert sorted(path.name for path in output.parent.iterdir()) == ["helper", "source"]
+
+
 def test_a_copy_shares_no_blocks(sharded, monkeypatch):
     """copy_file_range may share them without saying so."""
     source, helper, output = sharded

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from clpstream.checkpoint import c_order_blocks
 from clpstream.errors import OutputError
-from clpstream.output.copying import LinkMode, clone, hard_link
+from clpstream.output.copying import LinkMode, clone, hard_link, may_clone
 from clpstream.output.shards import NewTensor, StridedTensor, TargetShard
 from clpstream.output.stream import buffer_bytes, stream
 from clpstream.progress import Update
@@ -28,6 +28,14 @@ _COPIES_AT_ONCE = 2
 def writing_bytes() -> int:
     """About how much memory `writing` takes: of the shards, and of a new tensor."""
     return (_COPIES_AT_ONCE + 1) * buffer_bytes()
+
+
+def check_clones(shards: Sequence[TargetShard], output: Path) -> None:
+    """Raise OutputError if a shard that passes through can't be cloned, as far as can be known
+    before anything is written."""
+    for shard in shards:
+        if shard.original is not None and not may_clone(shard.original):
+            raise _not_cloned(shard.original, output.absolute().parent)
 
 
 @dataclass(frozen=True)
@@ -136,10 +144,7 @@ class Writing:
             _sync(path)
             return True
         if self._mode == "reflink":
-            raise OutputError(
-                f"{original}: it can't be cloned to {path.parent.parent}: both must lie on one "
-                "file system that can (Btrfs, XFS); choose another --link-mode"
-            )
+            raise _not_cloned(original, path.parent.parent)
         return False
 
     def _report(self, done: int) -> None:
@@ -158,6 +163,13 @@ def _places(directory: Path, shard: TargetShard) -> Iterator[Place]:
     for offset, part in shard.placed():
         if isinstance(part, NewTensor):
             yield Place(part, directory / shard.name, offset)
+
+
+def _not_cloned(original: Path, directory: Path) -> OutputError:
+    return OutputError(
+        f"{original}: it can't be cloned to {directory}: both must lie on one file system that can "
+        "(Btrfs, XFS); choose another --link-mode"
+    )
 
 
 def _sync(path: Path) -> None:
