@@ -292,7 +292,8 @@ def test_a_run_leaves_another_live_run_alone(pair: Pair, expected: dict[str, byt
         code, stderr = end(first)
     assert code == 2
     assert stderr.startswith("clpstream: ")
-    assert "target" in stderr
+    assert "target: it exists now, made by another run" in stderr
+    assert "--overwrite" in stderr
     assert len(stderr.splitlines()) == 1
     assert content(pair.output) == expected
     assert names(pair.output.parent) == ["helper", "source", "target"]

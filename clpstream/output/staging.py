@@ -208,8 +208,13 @@ def _put_in_place(stage: Path, output: Path, overwrite: bool) -> None:
         else:
             stage.rename(output)
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise OutputError(
+                f"{output}: it exists now, made by another run while this one worked; choose "
+                "another output, or replace it with --overwrite"
+            ) from None
         raise OutputError(
-            f"{output}: can't be put in place: {error.strerror}; choose another"
+            f"{output}: can't be put in place: {error.strerror}; choose another output"
         ) from None
     _sync(output.parent)
 
