@@ -306,9 +306,9 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("source", type=click.Path())  # str: a Path would change some ids
+@click.argument("source", type=click.Path())  # str: a Path changes some ids, and ''
 @click.argument("helper", type=click.Path())
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output", type=click.Path())
 @_conversion_options
 @_option(
     "--tokenizer",
@@ -392,7 +392,7 @@ def cli() -> None:
 )
 @click.pass_context
 def convert(
-    context: click.Context, /, source: str, helper: str, output: Path, **options: Any
+    context: click.Context, /, source: str, helper: str, output: str, **options: Any
 ) -> None:
     """Write to OUTPUT the model SOURCE with the vocabulary of HELPER.
 
@@ -424,14 +424,14 @@ def convert(
         dry_run=options["dry_run"],
         progress=_progress(options["quiet"]),
     )
-    _print_result(result, output, options)
+    _print_result(result, Path(output), options)
 
 
 @cli.command()
-@click.argument("output", type=click.Path(path_type=Path), default="clpstream-demo")
+@click.argument("output", type=click.Path(), default="clpstream-demo")
 @_conversion_options
 @click.pass_context
-def demo(context: click.Context, /, output: Path, **options: Any) -> None:
+def demo(context: click.Context, /, output: str, **options: Any) -> None:
     """Convert the built-in English model to German; the result goes to OUTPUT.
 
     An earlier demo in OUTPUT (./clpstream-demo by default) is replaced.
@@ -446,11 +446,11 @@ def demo(context: click.Context, /, output: Path, **options: Any) -> None:
         dry_run=options["dry_run"],
         progress=_progress(options["quiet"]),
     )
-    _print_result(result, output, options)
+    _print_result(result, Path(output), options)
     if not (options["quiet"] or options["as_json"] or options["dry_run"]):
         from clpstream.demo import compare_tokenizers
 
-        _print(compare_tokenizers(output))
+        _print(compare_tokenizers(Path(output)))
 
 
 @cli.command()

@@ -140,6 +140,8 @@ def convert(
     Raises a ClpstreamError that says what is wrong and what to do; nothing is left behind then.
     """
     begin, start = time.monotonic(), resident_memory()
+    if not os.fspath(output):
+        raise OutputError("the output's name is empty; give the directory to write")
     output = Path(os.path.normpath(output))  # 'new/../x' would leave 'new' behind
     progress = progress or Progress()
     check_list("vocab_tensors", vocab_tensors, "names", TransferError)

@@ -36,6 +36,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from clpstream import Clp, ClpstreamError, Knn, OutputError, TransferError
+from clpstream.demo import run_demo
 
 FIRST = "source/model-00001-of-00002.safetensors"
 SECOND = "source/model-00002-of-00002.safetensors"
@@ -408,6 +409,10 @@ MISTAKES: dict[str, Mistake] = {
         (*TO, "--overwrite"),
     ),
     "output is a dangling link": Mistake(link("target", "nowhere"), ("target", "exists")),
+    "output without a name": Mistake(nothing(), ("name is empty",), ("source", "helper", "")),
+    "output without a name, --overwrite": Mistake(
+        nothing(), ("name is empty",), ("source", "helper", "", "--overwrite")
+    ),
     "output below a file": Mistake(
         put("file", "mine"), ("file/target",), ("source", "helper", "file/target")
     ),
@@ -621,6 +626,15 @@ def test_an_environment_variable_out_of_range_is_a_mistake_like_the_option(pair:
     assert (code, stdout) == (2, "")
     assert "--neighbors" in stderr
     assert not pair.output.exists()
+
+
+@pytest.mark.parametrize(
+    "write", [lambda name: convert("source", "helper", name), run_demo], ids=["convert", "demo"]
+)
+def test_an_output_without_a_name_is_not_the_current_directory(write: Callable[..., Any]) -> None:
+    """As an unset variable of a shell gives it; in Python, and for a demo, as for convert."""
+    with pytest.raises(OutputError, match="name is empty"):
+        write("")
 
 
 def test_messages_come_after_progress_and_never_on_stdout(pair: Pair, run_forked: Run) -> None:
