@@ -37,7 +37,7 @@ from clpstream.checks import (
     origin_warnings,
     vocabulary_warnings,
 )
-from clpstream.errors import TransferError
+from clpstream.errors import CheckpointError, TransferError
 from clpstream.hub import in_cache
 from clpstream.inputs import read_json, read_json_if_there, refuse_lfs_pointer
 from clpstream.origins import Origins, find_origins
@@ -268,7 +268,10 @@ def make_plan(
     tokenizer_directory = Path(helper) if tokenizer is None else Path(tokenizer)
     files = side_files(big.directory, tokenizer_directory)
     for path in files.values():
-        refuse_lfs_pointer(path)
+        try:
+            refuse_lfs_pointer(path)
+        except OSError as error:
+            raise CheckpointError(f"{path}: can't be read: {error.strerror}") from None
     base_rows = _base_rows(big, old, source_rows)
     made = {t.name: NewTensor(t, origins.rows + t.rows - base_rows) for t in tensors}
     linking = link_mode == "hardlink" and not in_cache(big.directory)

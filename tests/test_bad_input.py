@@ -646,6 +646,18 @@ def test_messages_come_after_progress_and_never_on_stdout(pair: Pair, run_forked
     assert stderr.splitlines()[-1].startswith(f"clpstream: {SECOND}: tensor '{HEAD}'")
 
 
+@pytest.mark.parametrize("name", ["source/LICENSE", "helper/chat_template.jinja"])
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_a_side_file_that_may_not_be_read_is_named_as_every_other_file_is(
+    pair: Pair, run_forked: Run, name: str, options: list[str]
+) -> None:
+    put(name, "text")(pair.source.parent)
+    (pair.source.parent / name).chmod(0)
+    code, stdout, stderr = run_forked(pair.source.parent, "--quiet", *TO, *options)
+    assert (code, stdout) == (2, "")
+    assert stderr == f"clpstream: {name}: can't be read: Permission denied\n"
+
+
 # --- the way out that a message offers works
 
 
