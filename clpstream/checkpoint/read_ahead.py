@@ -23,7 +23,9 @@ def read_ahead(spans: Sequence[TensorSpan]) -> None:
     """
     fit = sum(span.length for span in spans) <= allowed_memory() // 2
     if fit and hasattr(os, "posix_fadvise"):
-        threading.Thread(target=_advise, args=(spans,), name="clpstream-read", daemon=True).start()
+        reader = threading.Thread(target=_advise, args=(spans,), name="clpstream-read", daemon=True)
+        with contextlib.suppress(RuntimeError):  # no room for one more thread: so be it
+            reader.start()
 
 
 def _advise(spans: Sequence[TensorSpan]) -> None:
