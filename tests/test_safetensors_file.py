@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -319,6 +320,15 @@ def test_a_name_twice_is_refused_even_where_the_library_takes_the_last(tmp_path:
     path = tmp_path / "damaged.safetensors"
     path.write_bytes(raw_file(b"{" + one + b"," + one + b"}", 8))
     check_refused(path, "'a'")
+
+
+def test_a_long_header_with_a_name_twice_is_refused_at_once(tmp_path: Path) -> None:
+    names = [f'"{number}":{{}}' for number in [*range(30_000), 29_999]]
+    path = tmp_path / "damaged.safetensors"
+    path.write_bytes(raw_file(f"{{{','.join(names)}}}".encode()))
+    begin = time.process_time()
+    check_refused(path, "'29999'")
+    assert time.process_time() - begin < 3
 
 
 ACCEPTED: dict[str, bytes] = {

@@ -8,6 +8,7 @@ Format: an unsigned little-endian 64-bit header length, that many bytes of JSON,
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,8 +117,7 @@ def _parse(path: Path, header: bytes) -> dict[str, Any]:
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         entries = dict(pairs)
         if len(entries) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
             raise _damaged(path, f"its header has '{twice}' twice")
         return entries
 
