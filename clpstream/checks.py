@@ -184,7 +184,7 @@ def model_warnings(
             "PreTrainedTokenizerFast.from_pretrained"
         )
     for span in source.tensors:
-        if span.name not in new and vocabulary_role(span.name) is not None:
+        if span.shape and span.name not in new and vocabulary_role(span.name) is not None:
             warnings.append(
                 f"{span.name} passes through with its {span.shape[0]} rows: it is named like a "
                 "vocabulary tensor"

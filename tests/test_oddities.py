@@ -310,6 +310,19 @@ def test_a_head_with_a_general_name_and_fewer_rows_is_not_guessed_at(
     convert(source, helper, target, pass_through=[name])
 
 
+@pytest.mark.parametrize("name", ["shared.weight", "lm_head.bias"])
+def test_a_single_number_is_no_vocabulary_tensor(name: str, tmp_path: Path) -> None:
+    tied = {"model.embed_tokens.weight": random_rows(ROWS, WIDTH, 1)}
+    source, helper, target = write(tmp_path, tied | {name: np.array(0.5, np.float32)})
+    assert clpstream.inspect(source).as_source is None
+    for decided in ([], [name]):
+        found = convert(source, helper, target, pass_through=decided, overwrite=True).report
+        assert read_tensors(target)[name] == 0.5
+        assert not any(name in warning for warning in found.warnings)
+    with pytest.raises(clpstream.CheckpointError, match=r"shape is \[\].*check --vocab-tensor"):
+        convert(source, helper, target, vocab_tensors=[name], overwrite=True)
+
+
 def test_what_the_user_names_goes_before_every_rule(tmp_path: Path) -> None:
     name = "depth_decoder.model.embed_tokens.weight"  # of sound, as far as its name tells
     tensors = LLAMA | {name: random_rows(ROWS, 8, 5)}

@@ -108,6 +108,7 @@ def find_vocabulary_tensors(
     for span in checkpoint.tensors:
         by_user = span.name in vocab_tensors
         never = entry_of(span.name, NEVER_VOCABULARY) is not None
+        never |= not span.shape and vocabulary_role(span.name) is not None  # a number has no rows
         if span.name in pass_through or (never and not by_user):
             continue
         tensor = _by_name(span, embeddings, by_user)
