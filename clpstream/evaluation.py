@@ -137,8 +137,8 @@ def evaluate(
     _check_count("seed", seed, 0, (1 << 64) - 1)
     progress, found_device = progress or Progress(), find(device)
     # a tensor that the user names can be in any shard
-    big = local_directory(source, "source" if vocab_tensors else "helper", progress)
-    small = local_directory(helper, "helper", progress)
+    big = local_directory(source, "source" if vocab_tensors else "embeddings", progress)
+    small = local_directory(helper, "embeddings", progress)
     spaces, warnings = _spaces(big, small, match, vocab_tensors)
     figures: list[list[Figures]] = [[] for _ in rules]
     known, hidden, candidates = 0, 0, 0

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,7 @@ from clpstream.checkpoint import (
     Shard,
     TensorSpan,
     helper_tables_names,
+    input_embeddings_names,
     open_checkpoint,
     shard_names,
 )
@@ -34,14 +35,20 @@ from clpstream.output.side_files import (
 from clpstream.progress import Progress
 from clpstream.vocabulary import VOCABULARY_FILES
 
-Part = Literal["source", "helper", "tokenizer"]
+Part = Literal["source", "helper", "embeddings", "tokenizer"]
 
 _SMALL_FILES: dict[Part, tuple[str, ...]] = {
     "source": ("config.json", "generation_config.json", *TOKENIZER_FILES, *SOURCE_FILES),
     "helper": ("config.json", *TOKENIZER_FILES),
+    "embeddings": ("config.json", *TOKENIZER_FILES),
     "tokenizer": ("config.json", *TOKENIZER_FILES),
 }
-"""What is fetched besides the shards: of a helper those with its input embeddings and head only."""
+"""What is fetched besides the shards."""
+_TABLES: dict[Part, Callable[[Iterable[str]], list[str]]] = {
+    "helper": helper_tables_names,
+    "embeddings": input_embeddings_names,
+}
+"""The tensors whose shards are fetched, where not all are."""
 
 _ID = re.compile(
     r"(?!.*\.\.)(?P<name>[A-Za-z0-9][\w.-]*(/[\w.-]+)?)(@(?P<revision>\S+))?", re.ASCII
@@ -213,9 +220,8 @@ def _weights(snapshot: _Snapshot, part: Part) -> list[str]:
             return [single]
         if index in snapshot.names:
             _download(snapshot, [index], Progress())
-            only = helper_tables_names if part == "helper" else None
             where = snapshot.directory / index
-            return [index, *shard_names(where, read_json(where), only)]
+            return [index, *shard_names(where, read_json(where), _TABLES.get(part))]
     return []
 
 

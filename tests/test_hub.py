@@ -267,6 +267,18 @@ def test_a_tokenizer_alone_costs_no_shard(place):
     assert place.hub.files_of("org/source") == sorted(["config.json", *TOKENIZER])
 
 
+def test_evaluating_fetches_the_shards_with_the_input_embeddings_alone(place):
+    tensors = read_tensors(place.helper) | {
+        "lm_head.weight": random_rows(1 + len(TARGET_WORDS), 8, 6)
+    }
+    write_checkpoint(place.helper, tensors, read_json(place.helper / "config.json"), 3)
+    done = place.run("evaluate", "org/source", "helper", "--method", "mean")
+    assert done.returncode == 0, done.stderr
+    for model, shard in (("org/source", SOURCE_SHARDS[0]), ("helper", SHARD)):
+        fetched = place.hub.files_of(model)
+        assert [file for file in fetched if file.startswith("model-")] == [shard]
+
+
 def test_inspecting_a_model_fetches_headers_of_its_shards_alone(place):
     done = place.run("inspect", "org/source", "--json")
     assert done.returncode == 0, done.stderr
