@@ -33,7 +33,7 @@ from clpstream.memory import (
     return_at_once,
     room_above,
 )
-from clpstream.new_rows import Outliers, made_rows, new_rows
+from clpstream.new_rows import Outliers, new_rows
 from clpstream.output.copying import LinkMode
 from clpstream.output.files import json_bytes, write_file
 from clpstream.output.report import REPORT_FILE, Report
@@ -250,9 +250,9 @@ def _write(plan: Plan, stage: Path, progress: Progress) -> Report:
         ):
             settled = settle(with_method(plan, progress), progress)
             prepared = prepare(settled, progress)
-            made = made_rows(settled, prepared, [place.new for place in target_shards.new])
-            for place in target_shards.new:
-                blocks = new_rows(settled, prepared, place.new, made, outliers)
+            new = [place.new for place in target_shards.new]
+            rows_of = new_rows(settled, prepared, new, outliers)
+            for place, blocks in zip(target_shards.new, rows_of, strict=True):
                 target_shards.write(place, blocks)
         spared = guarded(prepared)
         search = searches(prepared)

@@ -35,52 +35,27 @@ first and only tells which tokens mean the same."""
 _HEADS = ("output head", "head bias")
 _LONGER = 1.001
 """Of the longest anchor's length; less may be rounding."""
-_NEAREST_AT_ONCE = 64
-"""Tokens whose heaviest anchors are looked for together: a method may go through all anchors."""
-
-
-def made_rows(
-    plan: Plan, prepared: Mapping[Side, Prepared], new: Iterable[NewTensor]
-) -> Iterator[Rows]:
-    """The combined tokens' rows in each plane of the tensors, one after the other; but for tensors
-    of integers, which `new_rows` copies."""
-    planes = [(tensor, plane) for tensor in new for plane in _planes(tensor)]
-    words = finite_words(plan, [plane for _, plane in planes])
-    tables = [
-        Table(
-            prepared[side_of(prepared, tensor)],
-            Selected(plane, plan.origins.anchors),
-            Selected(plane, words),
-        )
-        for tensor, plane in planes
-    ]
-    if "beside" in prepared:
-        plane = plan.source_embeddings.plane(0)
-        anchors, known = Selected(plane, plan.origins.anchors), Selected(plane, words)
-        tables.append(Table(prepared["beside"], anchors, known))
-    return islice(rows_together(plan.method, tables), len(planes))
+_TOLD_AT_ONCE = 1 << 14
+"""Tokens whose heaviest anchors are told in one list, which takes some hundred bytes of each."""
 
 
 def new_rows(
-    plan: Plan,
-    prepared: Mapping[Side, Prepared],
-    new: NewTensor,
-    made: Iterator[Rows],
-    outliers: Outliers,
-) -> Iterator[npt.NDArray[Any]]:
-    """The bytes of a vocabulary tensor of the target, in blocks of rows: see `target_rows`.
+    plan: Plan, prepared: Mapping[Side, Prepared], new: Sequence[NewTensor], outliers: Outliers
+) -> Iterator[Iterator[npt.NDArray[Any]]]:
+    """For each of the target's vocabulary tensors its bytes, in blocks of rows: see `target_rows`.
+    Those of one are to be taken before the next.
 
-    made: gives `made_rows` of this tensor next. Made rows that are longer than any anchor's are
-    added to `outliers`.
+    Made rows that are longer than any anchor's are added to `outliers`.
     """
-    if new.tensor.span.dtype in FLOATS:
-        found = outliers.setdefault(new.tensor.name, {})
-        for source in _planes(new):
-            yield from _combined_rows(plan, new, source, next(made), found)
-    else:
-        nearest = prepared[side_of(prepared, new)]
-        for plane in range(new.tensor.planes):
-            yield from _copied_rows(plan, nearest, new, new.tensor.plane(plane))
+    made = _made_rows(plan, prepared, new)
+    stand_ins: npt.NDArray[np.int64] | None = None
+    for one in new:
+        if one.tensor.span.dtype in FLOATS:
+            yield _combined(plan, one, made, outliers.setdefault(one.tensor.name, {}))
+        else:
+            if stand_ins is None:
+                stand_ins = _stand_ins(plan, prepared["input"])
+            yield _copied(plan, one, stand_ins)
 
 
 def finite_words(plan: Plan, tables: Sequence[TensorRows]) -> npt.NDArray[np.int64]:
@@ -93,10 +68,31 @@ def finite_words(plan: Plan, tables: Sequence[TensorRows]) -> npt.NDArray[np.int
     return plan.words[finite]
 
 
+def _made_rows(
+    plan: Plan, prepared: Mapping[Side, Prepared], new: Iterable[NewTensor]
+) -> Iterator[Rows]:
+    """The combined tokens' rows in each plane of the tensors, one after the other; but for tensors
+    of integers."""
+    planes = [
+        (one, plane) for one in new if one.tensor.span.dtype in FLOATS for plane in _planes(one)
+    ]
+    words = finite_words(plan, [plane for _, plane in planes])
+    tables = [
+        Table(
+            prepared[side_of(prepared, one)],
+            Selected(plane, plan.origins.anchors),
+            Selected(plane, words),
+        )
+        for one, plane in planes
+    ]
+    if "beside" in prepared:
+        plane = plan.source_embeddings.plane(0)
+        anchors, known = Selected(plane, plan.origins.anchors), Selected(plane, words)
+        tables.append(Table(prepared["beside"], anchors, known))
+    return islice(rows_together(plan.method, tables), len(planes))
+
+
 def _planes(new: NewTensor) -> list[TensorRows]:
-    """Of a tensor whose rows can be combined."""
-    if new.tensor.span.dtype not in FLOATS:
-        return []
     return [new.tensor.plane(plane) for plane in range(new.tensor.planes)]
 
 
@@ -110,6 +106,14 @@ def _as_head(plan: Plan, new: NewTensor) -> bool:
     """Whether a tensor's rows are made as those of an output head are; not where it is a copy of
     the input embeddings, and has to stay one."""
     return new.tensor.role in _HEADS and not plan.tied
+
+
+def _combined(
+    plan: Plan, new: NewTensor, made: Iterator[Rows], outliers: dict[int, float]
+) -> Iterator[npt.NDArray[Any]]:
+    """The rows of a tensor. made: gives those of the combined tokens in each of its planes next."""
+    for source in _planes(new):
+        yield from _combined_rows(plan, new, source, next(made), outliers)
 
 
 def _combined_rows(
@@ -149,22 +153,34 @@ def _longest(anchors: Rows) -> float:
     return max((float(lengths(anchors[block]).max()) for block in blocks(anchors)), default=0.0)
 
 
-def _copied_rows(
-    plan: Plan, prepared: Prepared, new: NewTensor, source: TensorRows
-) -> Iterator[npt.NDArray[Any]]:
-    """The rows of a tensor of integers, which can't be combined: those of the heaviest anchors."""
-    origins = plan.origins
-    copied = _with_idle_rows(plan, new, source)
-    tokens = origins.combined.tolist()
-    for start in range(0, len(tokens), _NEAREST_AT_ONCE):
-        some = range(start, min(start + _NEAREST_AT_ONCE, len(tokens)))
+def _stand_ins(plan: Plan, prepared: Prepared) -> npt.NDArray[np.int64]:
+    """For each of the combined tokens the source row of its heaviest anchor, NO_ROW if it has none.
+
+    That is what it gets where rows can't be combined.
+    """
+    count = len(plan.origins.combined)
+    found = np.full(count, NO_ROW, np.int64)
+    for start in range(0, count, _TOLD_AT_ONCE):
+        some = range(start, min(start + _TOLD_AT_ONCE, count))
         for place, (anchors, _) in zip(some, prepared.nearest(some, 1), strict=True):
-            copied[tokens[place]] = origins.anchors[anchors[0]] if len(anchors) else NO_ROW
-    for token, pieces in origins.pieces.items():
-        copied[token] = _pieces(plan, new, pieces)[0]
-    copied[copied == NO_ROW] = origins.anchors[0]
-    filler = np.zeros(source.shape[1], np.float32)
-    return target_rows(source, copied, [], filler, lambda tokens, rows: None)
+            if len(anchors):
+                found[place] = plan.origins.anchors[anchors[0]]
+    return found
+
+
+def _copied(
+    plan: Plan, new: NewTensor, stand_ins: npt.NDArray[np.int64]
+) -> Iterator[npt.NDArray[Any]]:
+    """The rows of a tensor of integers, which can't be combined."""
+    origins = plan.origins
+    for source in _planes(new):
+        copied = _with_idle_rows(plan, new, source)
+        copied[origins.combined] = stand_ins
+        for token, pieces in origins.pieces.items():
+            copied[token] = _pieces(plan, new, pieces)[0]
+        copied[copied == NO_ROW] = origins.anchors[0]
+        filler = np.zeros(source.shape[1], np.float32)
+        yield from target_rows(source, copied, [], filler, lambda tokens, rows: None)
 
 
 def _with_idle_rows(plan: Plan, new: NewTensor, source: TensorRows) -> npt.NDArray[np.int64]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from truths import cosines, helper_and_source, knn_reference, relative_error, sparsemax_by_bisection
 
-from clpstream import Align, Clp, Knn, Omp, Procrustes, Random, TransferError
+from clpstream import Align, Clp, Knn, Omp, Procrustes, Random, Ridge, TransferError
 from clpstream.memory import limited_to
 from clpstream.transfer import NO_ANCHOR, search
 from clpstream.transfer.rows import Unit
@@ -79,6 +81,23 @@ def test_nearest_tells_the_weights_that_made_the_row(method):
         assert weights.sum() == pytest.approx(1, abs=1e-4)
         assert list(weights) == sorted(weights, reverse=True)
         assert np.allclose(weights @ source[indices], rows[row], atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [Align(), Clp(), Clp(clip_negative=True), Ridge()], ids=str)
+def test_the_nearest_of_many_are_told_in_little_memory(method):
+    """The scores of all anchors would take 24 MiB in float32."""
+    anchors, missing, _ = helper_and_source(anchors=1500, missing=4000, shift=0.3)
+    prepared = method.prepare(anchors, missing)
+    expected = [prepared.nearest([row], 2)[0] for row in range(0, 4000, 100)]
+    with limited_to(4 << 20):
+        tracemalloc.start()
+        found = prepared.nearest(range(4000), 2)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 12 << 20
+    for (ids, weights), (same, theirs) in zip(found[::100], expected, strict=True):
+        assert ids.tolist() == same.tolist()
+        assert np.allclose(weights, theirs, rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", [Clp(), Knn(), Knn(weights="sparsemax")], ids=str)

@@ -32,6 +32,7 @@ from plain import convert
 
 import clpstream
 from clpstream import CheckpointError, ClpstreamError, TransferError, VocabularyError
+from clpstream.transfer.fitted import PreparedMap
 
 EMBEDDINGS, HEAD, TABLE = "model.embed_tokens.weight", "lm_head.weight", "transformer.wte.weight"
 SOURCE = {word: token for token, word in enumerate(["</s>", *SOURCE_WORDS])}
@@ -566,6 +567,28 @@ def test_a_table_of_integers_gets_whole_rows(place: Path) -> None:
     assert np.array_equal(made[ids["cab"]], table[SOURCE["c"]])
     assert {tuple(row) for row in made[len(ids) :]} <= {tuple(row) for row in table[len(SOURCE) :]}
     assert {tuple(row) for row in made} <= {tuple(row) for row in table}
+
+
+def test_tables_of_integers_look_for_a_tokens_nearest_once(place: Path, monkeypatch: Any) -> None:
+    """Whatever their number, and how many planes each has."""
+    tables = np.arange(6 * (len(SOURCE) + 3)).reshape(3, -1, 2)
+    names = [f"model.layers.{layer}.mlp.gate.tid2eid" for layer in (0, 1)]
+    change(place / "source", lambda tensors: tensors.update(dict.fromkeys(names, tables)))
+    asked: list[int] = []
+    told = PreparedMap.nearest
+
+    def nearest_of(prepared: Any, rows: Any, top: int) -> Any:
+        asked.extend(rows)
+        return told(prepared, rows, top)
+
+    monkeypatch.setattr(PreparedMap, "nearest", nearest_of)
+    _, after = run(place, tokenizer=place / "new", method="align")
+    ids = {word: token for token, word in enumerate(["<s>", "</s>", "pad", *NEW_WORDS])}
+    for name in names:
+        found = after[name][:, ids[" Haus"]]
+        assert np.array_equal(found, tables[:, SOURCE[nearest(place, " Haus")]])
+    assert asked
+    assert len(asked) == len(set(asked))
 
 
 # --- what became of special tokens and of ids

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from clpstream.memory import block_bytes
 from clpstream.transfer.cosine_sums import ClosedSums, PositiveSums, own_cosines, total_of
+from clpstream.transfer.index import nearest_each
 from clpstream.transfer.knn import Knn
-from clpstream.transfer.method import NO_ANCHOR, heaviest, own_anchors
+from clpstream.transfer.method import NO_ANCHOR, own_anchors
 from clpstream.transfer.rows import (
     Doubles,
     Floats,
@@ -119,23 +120,21 @@ class PreparedClp:
 
     def nearest(self, rows: Sequence[int], top: int) -> list[tuple[Ids, Doubles]]:
         """See `Prepared.nearest`."""
-        queries = self._wanted[np.array(rows, np.int64)]
-        cosines = np.hstack([queries @ self._anchors[b].T for b in blocks(self._anchors)])
-        if self._clip_negative:
-            np.maximum(cosines, 0, out=cosines)
+        places = np.array(rows, np.int64)
+        bad = np.isin(places, self._bad)
+        guarded = iter(
+            self._fallback.nearest(np.searchsorted(self._bad, places[bad]).tolist(), top)
+        )
+        others = iter(nearest_each(self._wanted, self._own, places[~bad], self._anchors, top))
         return [
-            self._nearest_of_guarded(row, top)
-            if row in self._bad
-            else self._heaviest(row, line / self._denominators[row], top)
-            for row, line in zip(rows, cosines, strict=True)
+            next(guarded) if is_bad else self._weighed(row, *next(others))
+            for row, is_bad in zip(rows, bad, strict=True)
         ]
 
-    def _heaviest(self, row: int, weights: Doubles, top: int) -> tuple[Ids, Doubles]:
-        others = np.flatnonzero(np.arange(len(weights)) != self._own[row])
-        return heaviest(others, weights[others], top)
-
-    def _nearest_of_guarded(self, row: int, top: int) -> tuple[Ids, Doubles]:
-        return self._fallback.nearest([int(np.searchsorted(self._bad, row))], top)[0]
+    def _weighed(self, row: int, anchors: Ids, cosines: Doubles) -> tuple[Ids, Doubles]:
+        if self._clip_negative:
+            cosines = np.maximum(cosines, 0)
+        return anchors, cosines / self._denominators[row]
 
 
 class _Guarded:

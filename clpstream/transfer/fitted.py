@@ -8,6 +8,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from clpstream.memory import block_bytes
+from clpstream.transfer.index import nearest_each
 from clpstream.transfer.linear import LinearMap, MappedRows, polar_bytes
 from clpstream.transfer.method import NO_ANCHOR, directionless, finite_mean, own_anchors
 from clpstream.transfer.ridge import Ridge
@@ -19,7 +20,6 @@ from clpstream.transfer.rows import (
     check_count,
     check_shapes,
 )
-from clpstream.transfer.search import Queries, nearest
 
 _NARROWEST = 8
 """Columns below which a tensor is no space that could be turned."""
@@ -78,12 +78,9 @@ class PreparedMap(Generic[AnyFit]):
 
     def nearest(self, rows: Sequence[int], top: int) -> list[tuple[Ids, Doubles]]:
         """See `Prepared.nearest`: a map has no weights, so positive cosines in the helper."""
-        places = np.array(rows, np.int64)
-        queries = Queries(Unit(self._wanted, self._center), places, self._own[places])
-        count = min(top, self._anchors.shape[0])
-        cosines, anchors = nearest(queries, Unit(self._anchors, self._center), count)
-        found = zip(anchors, cosines, strict=True)
-        return [(ids[scores > 0], scores[scores > 0]) for ids, scores in found]
+        wanted, anchors = Unit(self._wanted, self._center), Unit(self._anchors, self._center)
+        found = nearest_each(wanted, self._own, np.array(rows, np.int64), anchors, top)
+        return [(ids[cosines > 0], cosines[cosines > 0]) for ids, cosines in found]
 
 
 def fit_bytes(d_helper: int, d_source: int) -> int:

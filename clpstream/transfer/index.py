@@ -19,10 +19,11 @@ from clpstream.device import device
 from clpstream.errors import TransferError
 from clpstream.memory import block_bytes, share
 from clpstream.transfer.method import NO_ANCHOR
-from clpstream.transfer.rows import Doubles, Floats, Ids, Unit, blocks
+from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, Selected, Unit, blocks
 from clpstream.transfer.search import (
     Kept,
     Queries,
+    kept,
     kept_bytes,
     nearest,
     nearest_of,
@@ -107,7 +108,7 @@ class Searcher:
         self._index = index
         self.report = report
 
-    def blocks(self, wanted: Unit) -> Iterator[slice]:
+    def blocks(self, wanted: Rows) -> Iterator[slice]:
         """Of the wanted rows, those to search for at once: for each block, all anchors are read."""
         if self.report is None:
             return _exact_blocks(wanted, self._anchors, self._k)
@@ -144,6 +145,23 @@ def searcher(name: str, anchors: Unit, wanted: Unit, own: Ids, k: int) -> Search
     if built is not None:
         return _tuned(name, built, anchors, sample)
     return _projected(anchors, wanted, sample, random)
+
+
+def nearest_each(
+    wanted: Unit, own: Ids, places: Ids, anchors: Unit, top: int
+) -> list[tuple[Ids, Doubles]]:
+    """For the wanted rows at `places`, each: the `top` nearest anchors but its own, and cosines.
+
+    own: (n_wanted,) as for `searcher`.
+    """
+    exact = Searcher(kept(anchors), min(top, anchors.shape[0]))
+    found = []
+    for block in exact.blocks(Selected(wanted, places)):
+        some = places[block]
+        scores, ids = exact.nearest(Queries(wanted, some, own[some]))
+        there = scores > -np.inf
+        found += [(i[t], s[t]) for i, s, t in zip(ids, scores, there, strict=True)]
+    return found
 
 
 class _Sample:
@@ -341,13 +359,13 @@ def projection_bytes() -> int:
     return share(5)
 
 
-def _blocks(wanted: Unit | Floats, most: int, candidates: int) -> Iterator[slice]:
+def _blocks(wanted: Rows, most: int, candidates: int) -> Iterator[slice]:
     """Of the wanted rows, those that take `most` bytes with their candidates beside them."""
     row = 4 * wanted.shape[1]
     return blocks(wanted, most * row // (row + BYTES_OF_A_CANDIDATE * candidates))
 
 
-def _exact_blocks(wanted: Unit, anchors: Unit, k: int) -> Iterator[slice]:
+def _exact_blocks(wanted: Rows, anchors: Unit, k: int) -> Iterator[slice]:
     return _blocks(wanted, query_bytes(anchors), k)
 
 

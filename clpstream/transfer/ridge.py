@@ -23,7 +23,7 @@ from clpstream.transfer.linear import (
     pairs_of,
     subtract_mean,
 )
-from clpstream.transfer.method import NO_ANCHOR, directionless, heaviest, own_anchors
+from clpstream.transfer.method import NO_ANCHOR, directionless, own_anchors
 from clpstream.transfer.rows import (
     Doubles,
     Floats,
@@ -35,6 +35,7 @@ from clpstream.transfer.rows import (
     check_count,
     check_shapes,
 )
+from clpstream.transfer.search import kept_bytes, search
 
 PENALTIES = 10 ** np.arange(-3, 2.75, 0.5)
 """What is tried where no penalty is given."""
@@ -132,17 +133,29 @@ class PreparedRidge:
 
     def nearest(self, rows: Sequence[int], top: int) -> list[tuple[Ids, Doubles]]:
         """See `Prepared.nearest`. Where the penalty is chosen for each tensor, 1 stands for it."""
-        penalty = self._penalty or 1.0
-        places = np.array(rows, np.int64)
-        inputs, extra = self.inputs(places, penalty)
-        loads = (inputs @ self._vectors * self._shrinkage(penalty)) @ self._vectors.T
-        weights = np.hstack([loads @ self._anchors[b].T for b in blocks(self._anchors)])
-        weights += (1 + extra[:, None]) / self._anchors.shape[0]
-        found = []
-        for own, line in zip(self._own[places], weights, strict=True):
-            others = np.flatnonzero(np.arange(len(line)) != own)
-            found.append(heaviest(others, line[others], top))
+        places, found = np.array(rows, np.int64), []
+        count, width = self._anchors.shape
+        step = max(1, kept_bytes() // (4 * width))
+        for start in range(0, len(places), step):
+            some = places[start : start + step]
+            loads, extra = self._loads(some)
+            pieces = blocks(self._anchors)
+            scores, ids = search(loads, self._own[some], self._anchors, min(top, count), pieces)
+            weights = scores + (1 + extra[:, None]) / count
+            there = weights > -np.inf
+            found += [(i[t], w[t]) for i, w, t in zip(ids, weights, there, strict=True)]
         return found
+
+    def _loads(self, places: Ids) -> tuple[Floats, Doubles]:
+        """For some wanted rows what they multiply each anchor's row with to get its weight, but for
+        what all anchors have: (n, d_helper); and the number of `inputs`."""
+        penalty = self._penalty or 1.0
+        loads, extra = np.empty((len(places), self._anchors.shape[1]), np.float32), []
+        for part in blocks(loads):
+            inputs, more = self.inputs(places[part], penalty)
+            loads[part] = (inputs @ self._vectors * self._shrinkage(penalty)) @ self._vectors.T
+            extra.append(more)
+        return loads, np.concatenate([np.empty(0), *extra])
 
     def inputs(self, index: Any, penalty: float) -> tuple[Floats, Doubles]:
         """What the map makes wanted rows from, (n, d_helper), and a number for each, (n,).
