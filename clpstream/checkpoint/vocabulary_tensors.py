@@ -195,11 +195,7 @@ def input_embeddings_names(names: Iterable[str]) -> list[str]:
 def helper_tables_names(names: Iterable[str]) -> list[str]:
     """The tensors among which a helper's input embeddings and output head are."""
     names = list(names)
-    heads = [
-        name
-        for name in names
-        if VOCABULARY_NAMES.get(entry_of(name, VOCABULARY_NAMES) or "") == "output head"
-    ]
+    heads = [name for name in names if vocabulary_role(name) == "output head"]
     return list(dict.fromkeys([*input_embeddings_names(names), *heads]))
 
 
