@@ -506,6 +506,27 @@ def test_a_helpers_special_token_behind_its_rows_is_made_from_its_name(place: Pa
         run(place, "other")
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer_config.json", {"pad_token": "[PAD]"}),
+        ("special_tokens_map.json", {"pad_token": {"content": "[PAD]"}}),
+        ("special_tokens_map.json", {"additional_special_tokens": ["[PAD]"]}),
+    ],
+)
+def test_an_added_pad_token_may_be_behind_the_helpers_rows(
+    name: str, content: dict[str, Any], place: Path
+) -> None:
+    """As in many that were fine-tuned from Llama 2; added_tokens.json can't say what is special."""
+    write_json(place / "helper" / "added_tokens.json", {"[PAD]": len(HELPER)})
+    with pytest.raises(CheckpointError, match=r"'\[PAD\]' is 34\); the tokenizer does not belong"):
+        run(place)
+    write_json(place / "helper" / name, content)
+    report, after = run(place)
+    assert len(after[EMBEDDINGS]) == len(HELPER) + 1
+    assert any("without a row in the helper" in w and "[PAD]" in w for w in report.warnings)
+
+
 # --- other vocabulary tensors
 
 

@@ -55,12 +55,11 @@ def read_vocabulary(directory: str | Path) -> Vocabulary:
     named = {**read_json_if_there(directory / "special_tokens_map.json"), **settings}
     special = listed.special | _special(named, found, own, added)
     roles, absent = _roles(ids, named, config, special, {} if listed.flagged else _USUAL_NAMES)
-    special |= {token for role, token in roles.items() if role != "pad"}  # pad may be any text
-    plain = frozenset(
-        token
-        for token, piece in added.pieces.items()
-        if token not in special and own.pieces.get(token) != piece
-    )
+    beside = {token for token, piece in added.pieces.items() if own.pieces.get(token) != piece}
+    special |= {  # but for a pad of the tokenizer's own vocabulary, which may be any text
+        token for role, token in roles.items() if role != "pad" or token in beside
+    }
+    plain = frozenset(beside - special)
 
     def text(token: int, piece: str | None) -> bytes | None:
         if piece is None or token in special:
