@@ -364,11 +364,13 @@ def test_special_tokens_that_no_file_gives_an_id_are_told(tmp_path):
         ("vocab.txt", b"version https://git-lfs.github.com/spec/v1\n", ("LFS", "git lfs pull")),
         ("x.tiktoken", b"QQ== 99999999999\n", ("99999999999",)),
         ("x.tiktoken", b"", ("empty",)),
+        ("tokenizer.model", b"", ("empty",)),
+        ("vocab.txt", b"", ("empty",)),
         ("x.tiktoken", b"A 1\n", ("line 1", "base64")),
         ("x.tiktoken", b"QQ== " + b"9" * 5000, ("line 1", "base64")),
     ],
 )  # fmt: skip
-def test_files_that_are_broken_are_named(name, content, words, tmp_path):
+def test_files_that_are_broken_are_named(name, content, words, tmp_path, capfd):
     if "sentencepiece" in words[0]:
         pytest.importorskip("sentencepiece")
     (tmp_path / name).write_bytes(content)
@@ -377,6 +379,7 @@ def test_files_that_are_broken_are_named(name, content, words, tmp_path):
     for word in (str(tmp_path / name), *words):
         assert word in str(raised.value)
     assert "\n" not in str(raised.value)
+    assert capfd.readouterr() == ("", "")  # no library says more
 
 
 SPM_FAMILIES = {

@@ -250,9 +250,12 @@ def _family(settings: Mapping[str, Any]) -> str:
 def _content(path: Path) -> bytes:
     try:
         refuse_lfs_pointer(path)
-        return path.read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise VocabularyError(f"{path}: can't be read: {error.strerror}") from None
+    if not content:  # sentencepiece would take it, and log errors later
+        raise VocabularyError(f"{path}: the file is empty; download it again")
+    return content
 
 
 def is_id(value: Any) -> bool:
