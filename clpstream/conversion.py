@@ -293,4 +293,5 @@ def _naming_tokens(plan: Plan) -> Iterator[None]:
         vocabulary = plan.helper_vocabulary if from_helper else plan.source_vocabulary
         if error.row >= vocabulary.size:  # a row behind the vocabulary
             raise
-        raise NotFiniteError(error.where, error.row, vocabulary.describe(error.row)) from None
+        token = vocabulary.describe(error.row)
+        raise NotFiniteError(error.where, error.row, error.what, token) from None

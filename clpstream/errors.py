@@ -22,14 +22,17 @@ class TransferError(ClpstreamError):
 
 
 class NotFiniteError(TransferError):
-    """NaN or Inf in row `row` of a tensor; `token` is set once it is known whose row it is."""
+    """What can't be computed with in row `row` of a tensor; `token` is set once it is known whose
+    row it is."""
 
-    def __init__(self, where: str, row: int, token: str | None = None) -> None:
+    def __init__(
+        self, where: str, row: int, what: str = "NaN or Inf", token: str | None = None
+    ) -> None:
         whose = "" if token is None else f" (token {token})"
         super().__init__(
-            f"{where}: row {row}{whose} has NaN or Inf, and it is needed; repair the checkpoint"
+            f"{where}: row {row}{whose} has {what}, and it is needed; repair the checkpoint"
         )
-        self.where, self.row = where, row
+        self.where, self.row, self.what = where, row, what
 
 
 class ScoringError(ClpstreamError):

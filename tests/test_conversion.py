@@ -303,10 +303,12 @@ def test_float64_embeddings_convert_and_what_float32_can_not_hold_is_refused(tmp
     convert(*both, tmp_path / "target")
     after = read_tensors(tmp_path / "target")[name]
     assert after[TARGET_IDS].tobytes() == tensors[name][SOURCE_IDS].tobytes()
-    tensors[name][SOURCE_IDS[5]] = 1e200
-    write_checkpoint(tmp_path / "source", tensors, {"model_type": "gpt2"})
-    with pytest.raises(clpstream.TransferError, match=f"row {SOURCE_IDS[5]}"):
-        convert(*both, tmp_path / "other", method="clp")
+    large, nan = "has a number too large for float32", "has NaN or Inf"
+    for value, what in ((1e200, large), (np.nan, nan), (-np.inf, nan)):
+        tensors[name][SOURCE_IDS[5]] = value
+        write_checkpoint(tmp_path / "source", tensors, {"model_type": "gpt2"})
+        with pytest.raises(clpstream.TransferError, match=rf"row {SOURCE_IDS[5]} \(.*\) {what}"):
+            convert(*both, tmp_path / "other", method="clp")
 
 
 def test_rows_of_a_tensor_are_indexed_like_those_of_an_array(pair):

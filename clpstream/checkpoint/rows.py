@@ -24,7 +24,7 @@ class TensorRows:
     """A tensor of shape (rows, ...) as a read-only matrix (rows, width) on disk.
 
     Indexing with a slice or an integer array gives float32 rows, and raises NotFiniteError where
-    one has NaN or Inf. `words` gives the same rows bit for bit.
+    one has NaN, Inf, or a number that float32 can't hold. `words` gives the same rows bit for bit.
 
     Rows are read into place with pread and not through a memory map: how many pages a map keeps
     resident is up to the kernel, and far more than the rows when they are scattered.
@@ -45,8 +45,10 @@ class TensorRows:
         if not np.isfinite(sums).all():
             finite = np.isfinite(rows).all(axis=1)
             if not finite.all():  # large numbers may have an infinite sum
-                row = np.arange(self.shape[0])[index][finite.argmin()]
-                raise NotFiniteError(str(self.span), int(row))
+                row = np.arange(self.shape[0])[index][[finite.argmin()]]
+                large = self.finite(self.words(row)).all()
+                what = "a number too large for float32" if large else "NaN or Inf"
+                raise NotFiniteError(str(self.span), int(row[0]), what)
         return rows
 
     def finite(self, rows: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
