@@ -42,10 +42,13 @@ def target_rows(
     for part, new in ahead(_new_rows(made, len(copied), step)):
         start, ids = part.start, copied[part]
         old = ids >= 0
-        block = np.repeat(empty, len(ids), axis=0)
-        block[old] = source.words(ids[old])
-        if bad := _first_not_finite(source, block[old]):
+        words = source.words(ids[old])
+        if bad := _first_not_finite(source, words):
             raise NotFiniteError(str(source.span), int(ids[old][bad - 1]))
+        block = np.empty((len(ids), source.shape[1]), words.dtype)
+        block[old] = words
+        del words
+        rest = ~old
         for tokens, rows in new:
             watch(tokens, rows)
             encoded = source.encode(rows)
@@ -55,6 +58,8 @@ def target_rows(
                     f"{source.span.dtype}; try another --method"
                 )
             block[tokens - start] = encoded
+            rest[tokens - start] = False
+        block[rest] = empty
         yield block
 
 
