@@ -11,7 +11,7 @@ import numpy.typing as npt
 from clpstream.checkpoint import TensorRows
 from clpstream.errors import NotFiniteError, TransferError
 from clpstream.memory import block_bytes
-from clpstream.output.overlap import ahead
+from clpstream.output.ahead import ahead
 from clpstream.transfer import Rows
 
 Ids = npt.NDArray[np.int64]
