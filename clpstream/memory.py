@@ -13,9 +13,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from clpstream.errors import TransferError
 
@@ -23,9 +23,18 @@ DEFAULT = 512 << 20
 LEAST = 32 << 20
 """Bytes with which a run gets along at best: headers, tokenizers and code take about as much."""
 
-_LIMIT = ContextVar("max_memory", default=DEFAULT)
-_LEAN = ContextVar("lean", default=False)
-_RESERVED = ContextVar("reserved", default=0)
+
+@dataclass(frozen=True)
+class _Limits:
+    """See `limited_to`."""
+
+    limit: int = DEFAULT
+    lean: bool = False
+    reserved: int = 0
+
+
+_USUAL = _Limits()
+_LIMITS = ContextVar("limits", default=_USUAL)
 
 _STEP = 16 << 20
 """Bytes in which what the system leaves is counted, so that it is the same from run to run."""
@@ -45,13 +54,11 @@ _GROUPS = {
 def limited_to(limit: int, *, lean: bool = False, reserved: int = 0) -> Iterator[None]:
     """Within this context, blocks are sized for `limit` bytes in all, `lean` is what it is, and
     `reserved` bytes of the disk are the target's."""
-    given: dict[ContextVar[Any], int] = {_LIMIT: limit, _LEAN: lean, _RESERVED: reserved}
-    tokens = [(variable, variable.set(value)) for variable, value in given.items()]
+    token = _LIMITS.set(_Limits(limit, lean, reserved))
     try:
         yield
     finally:
-        for variable, token in tokens:
-            variable.reset(token)
+        _LIMITS.reset(token)
 
 
 def fitting(
@@ -76,12 +83,12 @@ def fitting(
 
 def max_memory() -> int:
     """The limit in bytes."""
-    return _LIMIT.get()
+    return _LIMITS.get().limit
 
 
 def lean() -> bool:
     """Whether to take less memory where blocks alone don't help, and more time."""
-    return _LEAN.get()
+    return _LIMITS.get().lean
 
 
 def free_scratch() -> int:
@@ -89,7 +96,7 @@ def free_scratch() -> int:
     lie on the same disk."""
     with contextlib.suppress(OSError):
         free = os.statvfs(scratch_directory())
-        return max(0, free.f_bavail * free.f_frsize - _RESERVED.get())
+        return max(0, free.f_bavail * free.f_frsize - _LIMITS.get().reserved)
     return 0
 
 
@@ -103,7 +110,7 @@ def scratch_directory() -> str:
 
 def share(parts: int) -> int:
     """One of `parts` equal parts of the limit, in bytes."""
-    return max(1, _LIMIT.get() // parts)
+    return max(1, _LIMITS.get().limit // parts)
 
 
 def block_bytes() -> int:

@@ -326,9 +326,8 @@ def _search(report: Report) -> list[str]:
 
 
 def _special(report: Report) -> list[str]:
-    tokens = report.special_tokens
-    shown = [token for token in tokens if token.roles] or list(tokens[:_SPECIAL_SHOWN])
-    shown += [token for token in tokens if token not in shown][: _SPECIAL_SHOWN - len(shown)]
+    tokens = report.special_tokens  # those with a role first
+    shown = tokens[:_SPECIAL_SHOWN]
     if not shown:
         return []
     width = max(len(token.token) for token in shown)

@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 from clpstream.device import device
 from clpstream.memory import block_bytes, share
-from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, bounds
+from clpstream.transfer.index import SearchReport
+from clpstream.transfer.method import WithMean, heaviest
+from clpstream.transfer.rows import Doubles, Floats, Ids, Rows, bounds, check_count
 
 _CACHED_BYTES = 1 << 18
 """Of sums that are made at once: few enough to stay in a processor's cache."""
@@ -177,3 +179,37 @@ class Combined:
             self._begin, self._made = start, self._weights.combine(start, end, self._anchors)
         found: Floats = self._made[start - self._begin : stop - self._begin].copy()
         return found
+
+
+class PreparedSums:
+    """See `Prepared`: a wanted row is a weighted sum of anchors' rows, and a share of their mean.
+
+    search: how these anchors were found; None if by comparing all.
+    """
+
+    def __init__(
+        self,
+        weights: SparseWeights,
+        shares: npt.NDArray[Any],
+        lost: npt.NDArray[np.bool_],
+        own: Ids,
+        anchors: int,
+        search: SearchReport | None = None,
+    ) -> None:
+        """shares: (n_wanted,) of the mean. lost: (n_wanted,) rows without direction. anchors: how
+        many there are."""
+        self._weights = weights
+        self._shares = shares
+        self._own = own
+        self._anchors = anchors
+        self.search = search
+        self.guarded = {"no direction in the helper": np.flatnonzero(lost)}
+
+    def rows(self, anchors: Rows, words: Rows | None = None) -> Rows:
+        """See `Prepared.rows`."""
+        check_count(anchors, self._anchors)
+        return WithMean(Combined(self._weights, anchors), self._shares, anchors, self._own)
+
+    def nearest(self, rows: Sequence[int], top: int) -> list[tuple[Ids, Doubles]]:
+        """See `Prepared.nearest`. Those of the sum, without their even part of the mean."""
+        return [heaviest(*self._weights.of(row), top) for row in rows]

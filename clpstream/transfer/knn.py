@@ -12,24 +12,27 @@ import numpy.typing as npt
 from clpstream.device import device
 from clpstream.errors import TransferError
 from clpstream.memory import block_bytes, share
-from clpstream.transfer.combination import Combined, Part, SparseWeights, compact, held_bytes
+from clpstream.transfer.combination import (
+    Part,
+    PreparedSums,
+    SparseWeights,
+    compact,
+    held_bytes,
+)
 from clpstream.transfer.index import (
     BYTES_OF_A_CANDIDATE,
     CHEAP,
     Searcher,
-    SearchReport,
     index_bytes,
     searcher,
     searching_bytes,
 )
-from clpstream.transfer.method import NO_ANCHOR, WithMean, heaviest, own_anchors
+from clpstream.transfer.method import NO_ANCHOR, own_anchors
 from clpstream.transfer.rows import (
-    Doubles,
     Ids,
     Rows,
     Unit,
     blocks,
-    check_count,
     check_shapes,
     mean,
 )
@@ -63,7 +66,7 @@ class Knn:
         such a size that on a sample of the wanted rows 99 % of the nearest anchors are found, or
         all anchors where none is. Another string makes an index of FAISS for the candidates
         (https://github.com/facebookresearch/faiss/wiki/The-index-factory), such as
-        "IVF1024,Flat"; what share of the nearest anchors it finds is in `PreparedKnn.search`.
+        "IVF1024,Flat"; what share of the nearest anchors it finds is in `PreparedSums.search`.
         Sparsemax weighs all anchors, and is always exact.
     center:
         subtract the anchors' mean from all helper rows before the cosine, which removes the
@@ -101,7 +104,7 @@ class Knn:
                 "leave it out, or choose other weights"
             )
 
-    def prepare(self, anchors: Rows, wanted: Rows, own: Ids | None = None) -> PreparedKnn:
+    def prepare(self, anchors: Rows, wanted: Rows, own: Ids | None = None) -> PreparedSums:
         """See `Method.prepare`."""
         check_shapes(anchors, wanted)
         own = own_anchors(own, wanted.shape[0], anchors.shape[0])
@@ -126,7 +129,7 @@ class Knn:
             if self.weights == "sparsemax":  # how many it gives is known only now
                 _check_kept(total)
         weights = SparseWeights(parts)
-        return PreparedKnn(weights, lost, own, anchors.shape[0], search.report)
+        return PreparedSums(weights, lost, lost, own, anchors.shape[0], search.report)
 
     def fewest(self, d_helper: int, d_source: int) -> int:
         """See `Method.fewest`."""
@@ -172,34 +175,6 @@ class Knn:
             values = similarity(scores)
         others = ids != queries.own[:, None]
         return others.sum(axis=1), ids[others], values[others]
-
-
-class PreparedKnn:
-    """See `Prepared`. search: how the neighbours were found; None if by comparing all anchors."""
-
-    def __init__(
-        self,
-        weights: SparseWeights,
-        lost: npt.NDArray[np.bool_],
-        own: Ids,
-        anchors: int,
-        search: SearchReport | None,
-    ) -> None:
-        self._weights = weights
-        self._lost = lost
-        self._own = own
-        self._anchors = anchors
-        self.search = search
-        self.guarded = {"no direction in the helper": np.flatnonzero(lost)}
-
-    def rows(self, anchors: Rows, words: Rows | None = None) -> Rows:
-        """See `Prepared.rows`."""
-        check_count(anchors, self._anchors)
-        return WithMean(Combined(self._weights, anchors), self._lost, anchors, self._own)
-
-    def nearest(self, rows: Sequence[int], top: int) -> list[tuple[Ids, Doubles]]:
-        """See `Prepared.nearest`."""
-        return [heaviest(*self._weights.of(row), top) for row in rows]
 
 
 def _sparsemax(queries: Queries, anchors: Unit, k: int) -> Part:

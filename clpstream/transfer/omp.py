@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -10,8 +9,8 @@ import numpy as np
 
 from clpstream.errors import TransferError
 from clpstream.memory import block_bytes, share
-from clpstream.transfer.combination import Combined, SparseWeights, compact
-from clpstream.transfer.method import WithMean, heaviest, own_anchors
+from clpstream.transfer.combination import PreparedSums, SparseWeights, compact
+from clpstream.transfer.method import own_anchors
 from clpstream.transfer.pursuit import JITTER, Room, pursue
 from clpstream.transfer.rows import (
     Doubles,
@@ -20,7 +19,6 @@ from clpstream.transfer.rows import (
     Rows,
     Unit,
     blocks,
-    check_count,
     check_shapes,
     mean,
 )
@@ -55,7 +53,7 @@ class Omp:
         if type(self.atoms) is not int or self.atoms < 1:
             raise TransferError(f"atoms is {self.atoms!r}; it must be a number from 1 up")
 
-    def prepare(self, anchors: Rows, wanted: Rows, own: Ids | None = None) -> PreparedOmp:
+    def prepare(self, anchors: Rows, wanted: Rows, own: Ids | None = None) -> PreparedSums:
         """See `Method.prepare`."""
         check_shapes(anchors, wanted)
         own = own_anchors(own, wanted.shape[0], anchors.shape[0])
@@ -70,7 +68,7 @@ class Omp:
             parts.append(compact(counts[batch], ids[batch][there], values[there]))
         if not self.center:
             rest[~lost] = 0
-        return PreparedOmp(SparseWeights(parts), rest, lost, own, anchors.shape[0])
+        return PreparedSums(SparseWeights(parts), rest, lost, own, anchors.shape[0])
 
     def _chosen(self, exact: Unit, queries: Unit, own: Ids) -> tuple[Any, Ids, Any]:
         """As `pursue`, for all rows; and which of them (n,) have no direction."""
@@ -102,29 +100,6 @@ class Omp:
         pursuit = room.bytes(anchors, d_helper) + foreseen + 2 * batch + 3 * block_bytes()
         weights = 12 * missing * most  # places while they are found, then 8 bytes each
         return weights + max(pursuit, 6 * block_bytes())
-
-
-class PreparedOmp:
-    """See `Prepared`."""
-
-    def __init__(
-        self, weights: SparseWeights, rest: Doubles, lost: Any, own: Ids, anchors: int
-    ) -> None:
-        """rest: (n_wanted,) the share of the anchors' mean. lost: (n_wanted,) without direction."""
-        self._weights = weights
-        self._rest = rest
-        self._own = own
-        self._anchors = anchors
-        self.guarded = {"no direction in the helper": np.flatnonzero(lost)}
-
-    def rows(self, anchors: Rows, words: Rows | None = None) -> Rows:
-        """See `Prepared.rows`."""
-        check_count(anchors, self._anchors)
-        return WithMean(Combined(self._weights, anchors), self._rest, anchors, self._own)
-
-    def nearest(self, rows: Sequence[int], top: int) -> list[tuple[Ids, Doubles]]:
-        """See `Prepared.nearest`. Those chosen, without their even share in the mean."""
-        return [heaviest(*self._weights.of(row), top) for row in rows]
 
 
 def _coefficients(

@@ -86,7 +86,7 @@ def match(
         raise VocabularyError(f"match is {rule!r}; it can be {', '.join(get_args(Match))}")
     limit = source.size if source_rows is None else min(source.size, source_rows)
     names = {piece: token for token, piece in enumerate(source.pieces[:limit]) if piece is not None}
-    finder = _Exact(names) if rule == "exact" else _ByBytes(source, target, names, limit)
+    by_bytes = None if rule == "exact" else _ByBytes(source, target, names, limit)
     source_of = np.full(target.size, UNUSED, np.int64)
     counts: dict[str, int] = {}
     for token, piece in enumerate(target.pieces):
@@ -94,8 +94,10 @@ def match(
             continue
         if token in mapped:
             found, how = mapped[token], "map"
+        elif by_bytes is None:
+            found, how = names.get(piece, MISSING), "exact"
         else:
-            found, how = finder.find(token, piece)
+            found, how = by_bytes.find(token, piece)
         source_of[token] = found
         if found != MISSING:
             counts[how] = counts.get(how, 0) + 1
@@ -111,14 +113,6 @@ def match(
     fuzzy = np.array(sorted(alike), np.int64)
     source_of[fuzzy] = [alike[token] for token in fuzzy.tolist()]
     return Overlap(source_of, {**counts, "fuzzy": len(alike)}, fuzzy)
-
-
-class _Exact:
-    def __init__(self, names: dict[str, int]) -> None:
-        self._names = names
-
-    def find(self, token: int, piece: str) -> tuple[int, str]:
-        return self._names.get(piece, MISSING), "exact"
 
 
 class _ByBytes:
