@@ -556,6 +556,19 @@ def test_a_mount_point_is_refused_before_anything_is_read(
     clpstream.convert(pair.source, pair.helper, pair.output / "model", **more)
 
 
+def test_another_user_s_output_which_can_t_be_removed_is_refused(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would stay beside the new one, as large as it is."""
+    clpstream.convert(pair.source, pair.helper, pair.output)
+    access, user = os.access, os.geteuid()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != pair.output and access(path, mode))
+    clpstream.convert(pair.source, pair.helper, pair.output, overwrite=True)  # it is one's own
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    with pytest.raises(clpstream.OutputError, match="target: it is another user's"):
+        clpstream.convert(pair.source, pair.helper, pair.output, overwrite=True)
+
+
 def test_a_name_as_long_as_names_can_be_works(pair: Pair, tmp_path: Path) -> None:
     clpstream.convert(pair.source, pair.helper, tmp_path / ("n" * 250))
     assert (tmp_path / ("n" * 250) / "config.json").exists()

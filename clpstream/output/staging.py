@@ -39,6 +39,10 @@ def check_place(output: Path, inputs: list[Path], overwrite: bool) -> None:
                 "it"
             )
         _check_absent(output, overwrite)
+        if not os.access(output, os.W_OK | os.X_OK) and output.stat().st_uid != os.geteuid():
+            raise OutputError(
+                f"{output}: it is another user's, who alone can remove it; choose another output"
+            )
     place = Path(os.path.realpath(output))
     for path in (path.resolve() for path in inputs):
         if place == path or path in place.parents:
