@@ -19,7 +19,7 @@ class Input:
     and of every opened shard's name, size, header and first and last 64 KiB of data. tokenizer:
     SHA-256 of its tokenizer's file. tokens: in its vocabulary. parameters: elements of the tensors
     in opened shards. bytes: of these shards. shards: how many were opened, of_shards: of how many;
-    of a helper it is the one with its input embeddings.
+    of a helper those with its input embeddings and its output head.
     """
 
     name: str
@@ -148,8 +148,8 @@ class Report:
     """Everything that clpstream.json holds. The same inputs and options give the same report.
 
     device: "cpu", or the GPU that was used, and by what. helper: None if the method did not read
-    it. sharing: None if all shared tokens were copied, and of a dry run, which reads no rows.
-    chosen: None if the method was named, and of a dry run.
+    it. sharing: None if shared tokens were copied whatever their rows are, and of a dry run, which
+    reads none. chosen: None if the method was named, and of a dry run.
     search: by the helper's table ("input", "head") how its nearest rows were found; empty if all
     were compared.
     """
