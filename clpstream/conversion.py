@@ -227,7 +227,8 @@ def _too_much(plan: Plan, needed: int, allowed: int, room: int, max_memory: int 
     others = [
         name
         for name in ("knn", "clp", "mean")
-        if copying.with_method(METHODS[name]()).working_bytes <= allowed
+        if (name, "copy") != (method, plan.shared)  # with other parameters, it may be
+        and copying.with_method(METHODS[name]()).working_bytes <= allowed
     ]
     if others:
         copy = "" if plan.shared == "copy" else " with --shared copy"
