@@ -220,6 +220,7 @@ def test_null_and_other_values_stay():
     made = retarget()
     config = {"decoder_start_token_id": None, "eos_token_id": "x", "token_ids": [[1]], "top_k": 12}
     assert made.generation_config(config, {}) == config
+    assert [warning.split(": ")[1] for warning in made.warnings] == ["eos_token_id", "token_ids"]
 
 
 def test_padded_sizes_are_the_vocabulary_size_too(tmp_path):

@@ -185,6 +185,8 @@ class Retarget:
             if role is None or role in _SETS:
                 return self._set(value, role, where)
             return [self._id(item, role, where) for item in value]
+        if value is not None:
+            self.warnings.append(f"{where}: {value!r} is no token id; change it by hand")
         return value
 
     def _id(self, value: int, role: str | None, where: str) -> int | None:
