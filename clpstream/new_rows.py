@@ -64,7 +64,7 @@ def finite_words(plan: Plan, tables: Sequence[TensorRows]) -> npt.NDArray[np.int
     finite = np.ones(len(plan.words), bool)
     for table in tables:
         for block in blocks(Selected(table, plan.words)):
-            finite[block] &= table.finite(table.words(plan.words[block]))
+            finite[block] &= table.finite(table.bits(plan.words[block]))
     return plan.words[finite]
 
 
@@ -187,7 +187,7 @@ def _with_idle_rows(plan: Plan, new: NewTensor, source: TensorRows) -> npt.NDArr
     """Source rows to copy, by target row: also for ids without a token, from the source's own
     such rows if they are finite, and for rows behind the vocabulary."""
     copied = np.concatenate([plan.origins.copied, np.arange(plan.base_rows, new.tensor.rows)])
-    spare = plan.spare[source.finite(source.words(plan.spare))]
+    spare = plan.spare[source.finite(source.bits(plan.spare))]
     if len(spare):
         copied[plan.origins.idle] = np.resize(spare, len(plan.origins.idle))
     return copied

@@ -24,7 +24,7 @@ class TensorRows:
     """A tensor of shape (rows, ...) as a read-only matrix (rows, width) on disk.
 
     Indexing with a slice or an integer array gives float32 rows, and raises NotFiniteError where
-    one has NaN, Inf, or a number that float32 can't hold. `words` gives the same rows bit for bit.
+    one has NaN, Inf, or a number that float32 can't hold. `bits` gives the same rows bit for bit.
 
     Rows are read into place with pread and not through a memory map: how many pages a map keeps
     resident is up to the kernel, and far more than the rows when they are scattered.
@@ -40,19 +40,19 @@ class TensorRows:
 
     def __getitem__(self, index: slice | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         with np.errstate(all="ignore"):  # a float64 that float32 can't hold is Inf
-            rows = self.words(index).view(self._dtype).astype(np.float32, copy=False)
+            rows = self.bits(index).view(self._dtype).astype(np.float32, copy=False)
             sums = rows @ self._ones  # finite only if the row is: a quarter of the time
         if not np.isfinite(sums).all():
             finite = np.isfinite(rows).all(axis=1)
             if not finite.all():  # large numbers may have an infinite sum
                 row = np.arange(self.shape[0])[index][[finite.argmin()]]
-                large = self.finite(self.words(row)).all()
+                large = self.finite(self.bits(row)).all()
                 what = "a number too large for float32" if large else "NaN or Inf"
                 raise NotFiniteError(str(self.span), int(row[0]), what)
         return rows
 
     def finite(self, rows: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-        """Which of the rows, bit patterns as `words` gives them, have neither NaN nor Inf."""
+        """Which of the rows, bit patterns as `bits` gives them, have neither NaN nor Inf."""
         if self.span.dtype in dtypes.INTEGERS:
             return np.ones(len(rows), bool)
         infinite = np.array(np.inf, self._dtype).view(rows.dtype)
@@ -61,14 +61,14 @@ class TensorRows:
         return finite
 
     def encode(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-        """Rows of this tensor's dtype, bit for bit as `words` gives them, from float32 ones.
+        """Rows of this tensor's dtype, bit for bit as `bits` gives them, from float32 ones.
 
         Rounded to nearest, ties to even; what is too large for the dtype becomes Inf.
         """
         with np.errstate(over="ignore"):
             return rows.astype(self._dtype).view(f"u{self._dtype.itemsize}")
 
-    def words(self, index: slice | npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    def bits(self, index: slice | npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Rows bit for bit, as unsigned integers of the dtype's size: (n, width).
 
         Raises IndexError for a row that is not there.
@@ -78,7 +78,7 @@ class TensorRows:
         else:
             ids = np.arange(self.shape[0])[index]
         if self.span.strides is not None:
-            return self._strided_words(ids, self.span.strides)
+            return self._strided_bits(ids, self.span.strides)
         out = np.empty((len(ids), self.shape[1]), f"<u{self._dtype.itemsize}")
         if not out.size:
             return out
@@ -90,10 +90,10 @@ class TensorRows:
             read_fully(self._fd, self.span, into[begin:end], offset)
         return out
 
-    def _strided_words(
+    def _strided_bits(
         self, ids: npt.NDArray[np.int64], strides: tuple[int, ...]
     ) -> npt.NDArray[Any]:
-        """Like `words`: in a transposed tensor, rows near each other cost little more than one."""
+        """Like `bits`: in a transposed tensor, rows near each other cost little more than one."""
         out = np.empty((len(ids), self.shape[1]), f"<u{self._dtype.itemsize}")
         if not len(ids):
             return out

@@ -254,7 +254,7 @@ def same_bytes(a: VocabularyTensor, b: VocabularyTensor) -> bool:
     parts = np.array_split(ids, 1 + count * a.span.length // a.rows // (4 << 20))
     planes = [(a.plane(index), b.plane(index)) for index in range(a.planes)]
     return all(
-        np.array_equal(left.words(part), right.words(part))
+        np.array_equal(left.bits(part), right.bits(part))
         for left, right in planes
         for part in parts
     )

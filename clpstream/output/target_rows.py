@@ -42,12 +42,12 @@ def target_rows(
     for part, new in ahead(_new_rows(made, len(copied), step)):
         start, ids = part.start, copied[part]
         old = ids >= 0
-        words = source.words(ids[old])
-        if bad := _first_not_finite(source, words):
+        bits = source.bits(ids[old])
+        if bad := _first_not_finite(source, bits):
             raise NotFiniteError(str(source.span), int(ids[old][bad - 1]))
-        block = np.empty((len(ids), source.shape[1]), words.dtype)
-        block[old] = words
-        del words
+        block = np.empty((len(ids), source.shape[1]), bits.dtype)
+        block[old] = bits
+        del bits
         rest = ~old
         for tokens, rows in new:
             watch(tokens, rows)
