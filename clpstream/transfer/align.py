@@ -13,7 +13,7 @@ import numpy as np
 
 from clpstream.device import device
 from clpstream.errors import TransferError
-from clpstream.memory import block_bytes, lean, scratch_directory
+from clpstream.memory import block_bytes, give_back, lean, scratch_directory
 from clpstream.transfer.fitted import PreparedMap, fit_bytes
 from clpstream.transfer.learned import LITTLE, learned
 from clpstream.transfer.linear import (
@@ -197,15 +197,21 @@ class _View:
         return bool(self._wanted.shape[0] and self._frequent.shape[0])
 
     def fit(self, found: tuple[Ids, Ids] | None) -> LinearMap:
-        """W, of all anchors; if pairs of the pools were found, of these and the sure anchors."""
+        """W, of all anchors; if pairs of the pools were found, of these and the sure anchors. The
+        last thing that is asked of a view: what it has kept is given up."""
         helper, pairs = self._helper, self._pairs(found)
+        del self._sure
         turned = rotation(pairs)
         if pairs.x_squares and pairs.y_squares:
             x, y = self._unsure(found)
             # not beside the rotation's own
             squares = helper.sure_squares() + _squares_of(helper.frame, [x])
+            subtract_mean(squares, pairs.x, pairs.count)
+            regression = _regression(pairs, squares)
+            pairs = replace(pairs, products=np.empty((0, 0), np.float32))  # as large as a map
             rows = (Selected(self._anchors, helper.sure), y)
-            _temper(turned.slopes, pairs, squares, rows, helper.length)
+            give_back()  # holes of what was freed, in which no large matrix fits
+            _temper(turned.slopes, regression, pairs, squares, rows, helper.length)
         return turned
 
     def _pairs(self, found: tuple[Ids, Ids] | None) -> Pairs:
@@ -260,17 +266,20 @@ def _kept(make: Callable[[], Found]) -> Callable[[], Found]:
 
 
 def _temper(
-    slopes: Floats, pairs: Pairs, squares: Floats, rows: Sequence[Rows], length: float
+    slopes: Floats,
+    regression: Floats,
+    pairs: Pairs,
+    squares: Floats,
+    rows: Sequence[Rows],
+    length: float,
 ) -> None:
     """From the rotation's slopes s Q to those of W, in their place.
 
-    squares: XᵀX of the pairs in the frame; changed. rows: all of the pairs in the source. length:
-    c, of the rotation's part.
+    regression: R in the frames, changed. squares: XᵀX of the pairs less their mean, in the frame.
+    rows: all of the pairs in the source. length: c, of the rotation's part.
     """
     framed = np.float32(pairs.frames.x.scale / pairs.frames.y.scale)  # a power of two: exact
     slopes *= framed
-    subtract_mean(squares, pairs.x, pairs.count)
-    regression = _regression(pairs, squares)
     arrays = device().arrays
     there, turn = arrays.sent(squares), arrays.sent(slopes)
     both = _squares_of(pairs.frames.y, rows)
