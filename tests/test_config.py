@@ -180,7 +180,8 @@ def test_ids_in_a_list_keep_their_places():
 def test_a_text_encoder_that_takes_the_largest_id_for_the_end_is_told(model_type, largest, warned):
     made = retarget(largest=largest)
     inside = {"model_type": model_type, "vocab_size": 1000, "eos_token_id": 12}
-    made.config({"model_type": "x", "text_config": inside}, None, False)
+    whole = model_type.removesuffix("_text_model")
+    made.config({"model_type": whole, "text_config": inside}, None, False)
     assert len(made.warnings) == warned
     assert all("config.json: text_config: a " in warning for warning in made.warnings)
 

@@ -50,7 +50,7 @@ _INSTEAD = {
 }
 """By role: whose id stands where the target has no such token. Null would be plainer, but where a
 source has an id many classes can't be loaded or run without one (modernbert-decoder, gemma4)."""
-_END_IS_LARGEST = re.compile(r"(?:owlvit|owlv2|xclip|x_clip|sam3_lite_text)(?:_text_model)?")
+_END_IS_LARGEST = re.compile(r"(?:owlvit|owlv2|xclip|sam3_lite_text)(?:_text_model)?")
 """Model types that take a text's largest token id for its end, whatever config.json says."""
 _END_IS_LARGEST_IF_TWO = re.compile(r"(?:clip|clipseg|groupvit)(?:_text_model)?")
 """Those that do so where eos_token_id is 2, which was in config.json by mistake once."""
@@ -171,7 +171,7 @@ class Retarget:
         by_number = _END_IS_LARGEST.fullmatch(kind) or (
             _END_IS_LARGEST_IF_TWO.fullmatch(kind) and level.get("eos_token_id") == 2
         )
-        if by_number and end != self.largest:
+        if by_number and end != self.largest and "text_config" not in level:
             self.warnings.append(
                 f"{path}: a {kind} takes the largest token id of a text for its end, and the "
                 f"target's eos token is {end} of {self.largest + 1}: what it makes of whole texts "
