@@ -232,18 +232,9 @@ def make_plan(
     check_configs(big)
     tensors = find_vocabulary_tensors(big, vocab_tensors, pass_through)
     table = input_embeddings(big, vocab_tensors, pass_through)
-    # of the helper only these two are read, so no sweep over its other tensors
-    embeddings = None if small is None else input_embeddings(small)
     old, known = read_vocabulary(big.directory), read_vocabulary(helper)
     tied = is_tied(tensors)
-    head, beside, unread = None, None, []
-    if small is not None and embeddings is not None:
-        head = own_head(small, embeddings)
-        unread = [] if head is not None else helper_warnings(small, embeddings)
-        check_helper(embeddings, known)
-    if tied and head is not None:
-        # one table is head and input: what it says as a head counts more
-        embeddings, beside, head = head, embeddings, None
+    follow = _NO_TABLES if small is None else _helper_tables(small, known, tied)
     new = known if tokenizer is None else read_vocabulary(tokenizer)
     source_rows = min(tensor.rows for tensor in tensors)
     check_source(tensors, old)
@@ -252,7 +243,7 @@ def make_plan(
         known,
         new,
         source_rows=source_rows,
-        helper_rows=known.size if embeddings is None else embeddings.rows,
+        helper_rows=known.size if follow.embeddings is None else follow.embeddings.rows,
         rule=match_by,
         mapped=map_tokens,
         multiple_of=pad_to_multiple_of,
@@ -266,12 +257,7 @@ def make_plan(
         if not len(origins.words):
             shared = "copy"
     tokenizer_directory = Path(helper) if tokenizer is None else Path(tokenizer)
-    files = side_files(big.directory, tokenizer_directory)
-    for path in files.values():
-        try:
-            refuse_lfs_pointer(path)
-        except OSError as error:
-            raise CheckpointError(f"{path}: can't be read: {error.strerror}") from None
+    files = _copied_files(big.directory, tokenizer_directory)
     base_rows = _base_rows(big, old, source_rows)
     made = {t.name: NewTensor(t, origins.rows + t.rows - base_rows) for t in tensors}
     linking = link_mode == "hardlink" and not in_cache(big.directory)
@@ -285,9 +271,9 @@ def make_plan(
         target_vocabulary=new,
         new=made,
         source_embeddings=made[table.name].tensor,
-        embeddings=embeddings,
-        head=head,
-        beside=beside,
+        embeddings=follow.embeddings,
+        head=follow.head,
+        beside=follow.beside,
         tied=tied,
         origins=origins,
         spare=_spare(old, base_rows),
@@ -313,14 +299,50 @@ def make_plan(
         copied_files=files,
         warnings=(
             *vocabulary_warnings(old, new, source_rows, origins),
-            *unread,
-            *origin_warnings(origins, new, known, embeddings),
-            *method_warnings(origins, rule, embeddings, made),
+            *follow.warnings,
+            *origin_warnings(origins, new, known, follow.embeddings),
+            *method_warnings(origins, rule, follow.embeddings, made),
             *model_warnings(big, tokenizer_directory, made, tied, base_rows),
             *notes,
             *(link_warnings(shards) if link_mode == "hardlink" else ()),
         ),
     ).with_method(rule)
+
+
+@dataclass(frozen=True)
+class _HelperTables:
+    """See `Plan`."""
+
+    embeddings: VocabularyTensor | None
+    head: VocabularyTensor | None
+    beside: VocabularyTensor | None
+    warnings: list[str]
+
+
+_NO_TABLES = _HelperTables(None, None, None, [])
+
+
+def _helper_tables(helper: Checkpoint, vocabulary: Vocabulary, tied: bool) -> _HelperTables:
+    """What rows follow. No more of the helper is read, so there is no sweep over other tensors."""
+    embeddings = input_embeddings(helper)
+    head = own_head(helper, embeddings)
+    check_helper(embeddings, vocabulary)
+    if head is None:
+        return _HelperTables(embeddings, None, None, helper_warnings(helper, embeddings))
+    if tied:  # one table is head and input: what it says as a head counts more
+        return _HelperTables(head, None, embeddings, [])
+    return _HelperTables(embeddings, head, None, [])
+
+
+def _copied_files(source: Path, tokenizer: Path) -> dict[str, Path]:
+    """See `side_files`. Raises CheckpointError for one that can't be read, or is no file yet."""
+    files = side_files(source, tokenizer)
+    for path in files.values():
+        try:
+            refuse_lfs_pointer(path)
+        except OSError as error:
+            raise CheckpointError(f"{path}: can't be read: {error.strerror}") from None
+    return files
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
