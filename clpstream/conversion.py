@@ -174,8 +174,9 @@ def convert(
     allowed = most - taken
     within = fitting(lambda: plan.working_bytes, limit, allowed, plan.bytes_to_write)
     with within, on_device(found):
-        needed = taken + plan.working_bytes
-        if plan.working_bytes > allowed:
+        working = plan.working_bytes
+        needed = taken + working
+        if working > allowed:
             raise TransferError(_too_much(plan, needed, allowed, room, max_memory))
         check_space(output, plan.bytes_to_write, free)
         if dry_run:

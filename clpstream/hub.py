@@ -37,13 +37,10 @@ from clpstream.vocabulary import VOCABULARY_FILES
 
 Part = Literal["source", "helper", "embeddings", "tokenizer"]
 
-_SMALL_FILES: dict[Part, tuple[str, ...]] = {
-    "source": ("config.json", "generation_config.json", *TOKENIZER_FILES, *SOURCE_FILES),
-    "helper": ("config.json", *TOKENIZER_FILES),
-    "embeddings": ("config.json", *TOKENIZER_FILES),
-    "tokenizer": ("config.json", *TOKENIZER_FILES),
-}
+_SMALL_FILES = ("config.json", *TOKENIZER_FILES)
 """What is fetched besides the shards."""
+_OF_A_SOURCE = ("generation_config.json", *SOURCE_FILES)
+"""And of a source."""
 _TABLES: dict[Part, Callable[[Iterable[str]], list[str]]] = {
     "helper": helper_tables_names,
     "embeddings": input_embeddings_names,
@@ -188,7 +185,8 @@ def _fetch(model: _Model, part: Part, progress: Progress) -> Path:
         # no files yet: this finds the commit, also in the cache if the Hub can't be reached
         folder = snapshot_download(model.name, revision=model.revision, allow_patterns=[])
     snapshot = _Snapshot(model, Path(folder), *_listing(model, Path(folder)))
-    wanted = matching(snapshot.names, _SMALL_FILES[part])
+    small = (*_SMALL_FILES, *_OF_A_SOURCE) if part == "source" else _SMALL_FILES
+    wanted = matching(snapshot.names, small)
     if part != "tokenizer":
         wanted += _weights(snapshot, part)
     _download(snapshot, wanted, progress)

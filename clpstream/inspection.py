@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from clpstream.checkpoint import (
     VocabularyTensor,
-    find_vocabulary_tensors,
+    embeddings_and_all,
     input_embeddings,
     is_tied,
     same_bytes,
@@ -90,8 +90,11 @@ def inspect(model: str | Path, progress: Progress | None = None) -> Inspection:
     """
     checkpoint = open_headers(model, progress or Progress())
     here = all(shard.data_start for shard in checkpoint.shards)
-    tensors, no_tensors = _attempt(lambda: find_vocabulary_tensors(checkpoint))
-    table, no_table = _attempt(lambda: input_embeddings(checkpoint))
+    found, no_tensors = _attempt(lambda: embeddings_and_all(checkpoint))
+    table, tensors = found or (None, None)
+    no_table = None
+    if table is None:
+        table, no_table = _attempt(lambda: input_embeddings(checkpoint))
     vocabulary, no_vocabulary = _attempt(lambda: read_vocabulary(checkpoint.directory))
     behind = None
     if table is not None and vocabulary is not None:

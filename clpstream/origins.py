@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import ceil
 
 import numpy as np
@@ -50,6 +51,11 @@ class Origins:
     def rows(self) -> int:
         """Rows of the target's vocabulary tensors."""
         return len(self.copied)
+
+    @cached_property  # there may be hundreds of thousands
+    def pieces_in_all(self) -> int:
+        """How many pieces the tokens are made of, all together."""
+        return sum(map(len, self.pieces.values()))
 
     @property
     def shared(self) -> Ids:

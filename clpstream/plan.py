@@ -18,7 +18,7 @@ from clpstream.checkpoint import (
     INDEX_FILE,
     Checkpoint,
     VocabularyTensor,
-    find_vocabulary_tensors,
+    embeddings_and_all,
     helper_tables_names,
     input_embeddings,
     is_tied,
@@ -193,8 +193,7 @@ class Plan:
         if self.shared == "auto" and self.embeddings is not None:
             judged = self.source_head or self.source_embeddings
             most = max(most, agreement_bytes(self.embeddings.width, judged.width))
-        pieces = origins.pieces
-        most += gathering_bytes(len(pieces), sum(map(len, pieces.values())), width)
+        most += gathering_bytes(len(origins.pieces), origins.pieces_in_all, width)
         return most + writing_bytes()
 
 
@@ -230,8 +229,7 @@ def make_plan(
     big = open_checkpoint(source)
     small = open_checkpoint(helper, only=helper_tables_names) if rule.reads_helper else None
     check_configs(big)
-    tensors = find_vocabulary_tensors(big, vocab_tensors, pass_through)
-    table = input_embeddings(big, vocab_tensors, pass_through)
+    table, tensors = embeddings_and_all(big, vocab_tensors, pass_through)
     old, known = read_vocabulary(big.directory), read_vocabulary(helper)
     tied = is_tied(tensors)
     follow = _NO_TABLES if small is None else _helper_tables(small, known, tied)

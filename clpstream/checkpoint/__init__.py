@@ -18,6 +18,7 @@ from clpstream.checkpoint.sizes import is_near, sizes_in, stated_sizes, vocabula
 from clpstream.checkpoint.strided import c_order_blocks
 from clpstream.checkpoint.vocabulary_tensors import (
     VocabularyTensor,
+    embeddings_and_all,
     find_vocabulary_tensors,
     helper_tables_names,
     input_embeddings,
@@ -41,6 +42,7 @@ __all__ = [
     "TensorSpan",
     "VocabularyTensor",
     "c_order_blocks",
+    "embeddings_and_all",
     "find_vocabulary_tensors",
     "fingerprint",
     "header_bytes",

@@ -94,6 +94,16 @@ def find_vocabulary_tensors(
     dtype that can't be combined, or if a tensor that no rule explains has an axis as long as the
     vocabulary: a wrong guess would be silent.
     """
+    return embeddings_and_all(checkpoint, vocab_tensors, pass_through)[1]
+
+
+def embeddings_and_all(
+    checkpoint: Checkpoint,
+    vocab_tensors: Collection[str] = (),
+    pass_through: Collection[str] = (),
+) -> tuple[VocabularyTensor, tuple[VocabularyTensor, ...]]:
+    """What `input_embeddings` finds, and what `find_vocabulary_tensors` does, among which it is: a
+    large checkpoint has 100,000 names, which take a second to be looked at."""
     names = {span.name for span in checkpoint.tensors}
     for name in (*vocab_tensors, *pass_through):
         if name not in names:
@@ -124,7 +134,7 @@ def find_vocabulary_tensors(
     padded.update(stated_sizes(checkpoint.config))
     padded = {length for length in padded if is_near(length, embeddings.rows)}
     refuse_unexplained(unexplained, lengths, padded, embeddings.width, checkpoint.config)
-    return tuple(found)
+    return embeddings, tuple(found)
 
 
 def input_embeddings(
